@@ -1,0 +1,112 @@
+"""The command line, `rcp COMMAND ...`: reads arguments and calls what does the work. Imports are in the commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rcp.types import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. `run` gets the parsed arguments and the `--config.*` flags; it returns the exit status."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], int]
+    takes_config: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit status: 0 done, 2 an input to mend (said on stderr), 130 or 143 stopped by a signal."""
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="rcp", description="Reinforced context pruning.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        epilog = "A key of the config is set by --config.section.key=value." if command.takes_config else None
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help, epilog=epilog, allow_abbrev=False
+        )
+        command.arguments(sub)
+    arguments = parser.parse_args(rest)
+    command = COMMANDS[arguments.command]
+    if overrides and not command.takes_config:
+        parser.error(f"rcp {arguments.command} takes no config: {overrides[0]}")
+    try:
+        return command.run(arguments, overrides)
+    except UserError as error:
+        print(f"rcp {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags `--config.a.b=v` (or `--config.a.b v`, made one) apart from the other arguments."""
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={next(words, '')}")
+    return rest, overrides
+
+
+# ---------------------------------------------------------------------------------------------- rcp train
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="configs/X.py or configs/X.py:variant; may be left out to go on in a workdir")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="checkpoints and metrics; a run there is gone on with"
+    )
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.config_file import load_config
+
+    saved = arguments.workdir / "config.json"
+    if not arguments.config and not saved.exists():
+        raise UserError(f"{arguments.workdir} holds no run to go on with: give --config=configs/X.py")
+    config = load_config(arguments.config or saved, overrides)
+
+    from rcp.train.parallel import use_compile_cache
+
+    use_compile_cache()
+    from rcp.train.build import build
+    from rcp.train.loop import run
+
+    result = run(build(config).stages, config, arguments.workdir)
+    if not result.finished:
+        print(f"stopped after step {result.step} of stage {result.stage}; the same command goes on from there")
+        return 128 + (result.signal or 0)
+    print(f"trained: {arguments.workdir}. Next: rcp eval --workdir={arguments.workdir}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- rcp doctor
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.doctor import report
+
+    print(report())
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("Train a pruner, or go on training it.", _train_arguments, _train, takes_config=True),
+    "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),
+}
+"""Every command by its name. To add one: its arguments, its function (imports inside), a line here."""

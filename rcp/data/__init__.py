@@ -1,0 +1,1 @@
+"""Tasks as text, tokenised into batches. numpy only; jax is never imported here."""

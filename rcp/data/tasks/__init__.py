@@ -1,0 +1,23 @@
+"""The tasks by name. A task's fields are the keys of `config.task`."""
+
+from __future__ import annotations
+
+from rcp.data.tasks.base import SPLITS, Split, Task
+from rcp.data.tasks.chain import Chain
+from rcp.data.tasks.facts import Facts
+from rcp.data.tasks.jsonl import Jsonl
+from rcp.data.tasks.reasoning_gym import ReasoningGym
+from rcp.data.tasks.word_problems import AddSub, Gsm8k, Mrd3, Svamp
+
+TASKS: dict[str, type[Task]] = {
+    "facts": Facts,
+    "chain": Chain,
+    "gsm8k": Gsm8k,
+    "svamp": Svamp,
+    "addsub": AddSub,
+    "mrd3": Mrd3,
+    "reasoning_gym": ReasoningGym,
+    "jsonl": Jsonl,
+}
+
+__all__ = ["SPLITS", "TASKS", "Split", "Task"]

@@ -1,0 +1,77 @@
+"""What every task offers, and the lazy sequence that most of them return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, overload, runtime_checkable
+
+import numpy as np
+
+from rcp.types import Example, Tokenizer, UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A family of problems. Implementations are frozen dataclasses whose fields are the keys of `config.task`."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Every value that `Example.group` takes, in the order in which evaluation reports them."""
+        ...
+
+    def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
+        """The first `count` examples of a split (None: all of them); the same in every run with the same fields."""
+        ...
+
+    def check(self, prediction: str, example: Example) -> bool:
+        """Whether a decoded continuation answers the example."""
+        ...
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The task's own closed-vocabulary tokenizer, or None where a pretrained one is to be used."""
+        ...
+
+
+@dataclass(frozen=True)
+class LazyExamples(Sequence[Example]):
+    """`size` examples, each made by `make(i)` when asked for."""
+
+    size: int
+    make: Callable[[int], Example]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        return self.make(int(index) % self.size)
+
+
+def example_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """The generator that alone decides example `index` of `split`: random access, the same on every platform."""
+    return np.random.default_rng([seed, SPLITS.index(split), index])  # pyright: ignore[reportArgumentType]
+
+
+def check_split(split: str) -> None:
+    """Raises UserError unless `split` is one of SPLITS."""
+    if split not in SPLITS:
+        raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+
+
+def same_text(prediction: str, gold: str) -> bool:
+    """Equal up to outer white space and everything after the first line of the prediction."""
+    lines = prediction.strip().splitlines()
+    return bool(lines) and lines[0].strip() == gold.strip()

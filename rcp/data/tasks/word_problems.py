@@ -1,0 +1,199 @@
+"""Arithmetic word problems with candidate few-shot examples as context (GSM8K, SVAMP, AddSub, MRD3).
+
+    Q: There are 15 trees ...
+    A: Let's think step by step. We start with ... The answer is 6.
+
+The format, and how the final answer is read off, are those of CoT-Influx (arXiv 2312.08901).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from rcp.data import sources
+from rcp.data.answers import check, final_answer
+from rcp.data.sources import Problem
+from rcp.data.tasks.base import LazyExamples, Split, check_split, example_rng
+from rcp.types import Example, Tokenizer, UserError
+
+THINK = "Let's think step by step."
+
+
+def shot(problem: Problem) -> str:
+    """A worked example as a context segment."""
+    return f"Q: {problem.question}\nA: {THINK} {problem.solution}\n\n"
+
+
+__all__ = ["AddSub", "Gsm8k", "Mrd3", "Svamp", "WordProblems", "check", "final_answer", "shot"]
+
+
+@dataclass(frozen=True)
+class WordProblems:
+    """The task. Fields are the keys of `config.task`.
+
+    Rows of the training file are shuffled by `seed` and divided into validation problems, the pool that shots are drawn
+    from, and training problems, which never overlap; test problems come from the published test file (for MRD3, which
+    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone and have no worked solutions:
+    their answers are "The answer is N.", their shots come from GSM8K.
+
+    Attributes:
+      dataset: gsm8k, svamp, addsub or mrd3.
+      pool: the data set that shots are drawn from, gsm8k or mrd3 ("": the task's own, gsm8k for SVAMP and AddSub).
+      shots: candidate shots in each context.
+      candidates: "random" draws shots from the pool; "bm25" takes those most like the question. Either way they
+        stand in random order, and none has the question's own text.
+      pool_size, validation_size: rows set aside.
+      max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
+      instruction: text before the shots.
+      source: "files" reads the raw files; "tfds" prepares and reads the TFDS builder of rcp.data.builders.
+      seed: of the division and of every draw.
+    """
+
+    dataset: str = "gsm8k"
+    pool: str = ""
+    shots: int = 8
+    candidates: Literal["random", "bm25"] = "random"
+    pool_size: int = 2_000
+    validation_size: int = 500
+    max_difficulty: int = 0
+    instruction: str = ""
+    source: Literal["files", "tfds"] = "files"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dataset not in sources.SOURCES:
+            raise UserError(f"task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
+        if self.pool not in ("", "gsm8k", "mrd3"):
+            raise UserError(f"task.pool = {self.pool!r}: expected gsm8k or mrd3")
+        if self.shots < 1:
+            raise UserError(f"task.shots = {self.shots}: expected at least 1")
+        for key, allowed in (("candidates", ("random", "bm25")), ("source", ("files", "tfds"))):
+            if getattr(self, key) not in allowed:
+                raise UserError(f"task.{key} = {getattr(self, key)!r}: expected {' or '.join(allowed)}")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+    def tokenizer(self) -> Tokenizer | None:
+        return None
+
+    def check(self, prediction: str, example: Example) -> bool:
+        """Whether the continuation's final answer is the example's."""
+        return check(prediction, example.answer)
+
+    def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
+        check_split(split)
+        rows = self.problems(split)
+        if count is not None and count > len(rows):
+            raise UserError(f"{count} examples asked for: the {split} split of {self.dataset} has {len(rows)}")
+        size = len(rows) if count is None else count
+        return LazyExamples(size, lambda index: self.example(split, index, rows[index]))
+
+    def example(self, split: Split, index: int, problem: Problem) -> Example:
+        """The prompt of one problem: candidate shots as segments, then the question."""
+        return Example(
+            instruction=self.instruction,
+            context=tuple(shot(found) for found in self._candidates(split, index, problem)),
+            question=f"Q: {problem.question}\nA: {THINK}",
+            answer=f" {problem.solution}\n",
+            group=self.dataset,
+            uid=problem.uid,
+        )
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The problems of a split, in the order of examples."""
+        if self.dataset in ("svamp", "addsub"):
+            if split != "test":
+                raise UserError(f"{self.dataset} is for evaluation: it has no {split} split; train on gsm8k or mrd3")
+            return self._read(self.dataset, "test")
+        if split == "test" and self.dataset == "gsm8k":
+            return self._read("gsm8k", "test")
+        return self._divided(self.dataset)[split]
+
+    @cached_property
+    def shot_pool(self) -> list[Problem]:
+        """The worked examples that shots are drawn from."""
+        return self._divided(self.pool or (self.dataset if self.dataset == "mrd3" else "gsm8k"))["pool"]
+
+    def _read(self, dataset: str, split: str) -> list[Problem]:
+        if self.source == "tfds":
+            from rcp.data import builders
+
+            return builders.problems(dataset, split)
+        return sources.problems(dataset, split)
+
+    def _divided(self, dataset: str) -> dict[str, list[Problem]]:
+        rows = self._read(dataset, "train")
+        parts = {"validation": self.validation_size, "pool": self.pool_size}
+        if dataset == "mrd3":
+            parts["test"] = self.validation_size
+        if sum(parts.values()) >= len(rows):
+            raise UserError(
+                f"task.pool_size = {self.pool_size} and task.validation_size = {self.validation_size} leave nothing "
+                f"of the {len(rows)} training rows of {dataset} to train on"
+            )
+        order = iter(np.random.default_rng(self.seed).permutation(len(rows)))
+        divided = {name: [rows[int(next(order))] for _ in range(size)] for name, size in parts.items()}
+        divided["train"] = [rows[int(i)] for i in order]
+        if self.max_difficulty:
+            for name in ("train", "pool"):
+                divided[name] = [row for row in divided[name] if row.difficulty <= self.max_difficulty]
+        return divided
+
+    def _candidates(self, split: Split, index: int, problem: Problem) -> list[Problem]:
+        rng = example_rng(self.seed, split, index)
+        pool = self.shot_pool
+        if self.candidates == "bm25":
+            order = np.argsort(-self._bm25.get_scores(_words(problem.question)), kind="stable")[: self.shots + 8]
+        else:
+            order = rng.choice(len(pool), min(len(pool), self.shots + 8), replace=False)
+        own = _words(problem.question)
+        found = [pool[int(i)] for i in order if _words(pool[int(i)].question) != own][: self.shots]
+        if len(found) < self.shots:
+            raise UserError(f"task.shots = {self.shots}: the pool has only {len(found)} usable examples")
+        return [found[int(i)] for i in rng.permutation(len(found))]
+
+    @cached_property
+    def _bm25(self):
+        from rank_bm25 import BM25Okapi
+
+        return BM25Okapi([_words(row.question) for row in self.shot_pool])
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+@dataclass(frozen=True)
+class Gsm8k(WordProblems):
+    """GSM8K (Cobbe et al., arXiv 2110.14168)."""
+
+    dataset: str = "gsm8k"
+
+
+@dataclass(frozen=True)
+class Svamp(WordProblems):
+    """SVAMP (Patel et al., arXiv 2103.07191)."""
+
+    dataset: str = "svamp"
+
+
+@dataclass(frozen=True)
+class AddSub(WordProblems):
+    """AddSub (Hosseini et al., EMNLP 2014)."""
+
+    dataset: str = "addsub"
+
+
+@dataclass(frozen=True)
+class Mrd3(WordProblems):
+    """MRD3, GSM8K-style problems evolved by GPT-4 (arXiv 2312.08901), with difficulty and steps."""
+
+    dataset: str = "mrd3"

@@ -1,0 +1,240 @@
+"""Numbers out of results: rows with bootstrap intervals, paired differences, the files and tables that hold them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcp.evaluate.sweep import Results
+
+METRICS = ("em", "nll")
+PER_EXAMPLE = ("index", "group", "context", "answer_tokens", "kept", "nll", "em")
+PER_SETTING = ("prune_seconds", "model_seconds")
+UNSWEPT = ("full", "none")
+NAMES = {"em": "exact match", "nll": "answer NLL"}
+LEVEL = 95.0
+LEGEND = (
+    "em: the greedy answer is the gold one. nll: nats an answer token. Brackets: 95 % bootstrap intervals. "
+    "kept: share of the context's tokens that the model read, by keep rate. "
+    "ms: an example, at the smallest keep rate; pruning includes scoring."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the report. `metric`: "em" exact match (higher is better), "nll" nats an answer token (lower is).
+
+    `keep_rate_got` is the mean over the examples of the share of context tokens kept; the seconds are means an example;
+    `group` is "all" or the name of a group of examples.
+    """
+
+    group: str
+    method: str
+    keep_rate_asked: float
+    keep_rate_got: float
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    seed: int
+    prune_seconds: float
+    model_seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """ours - method on the same examples; positive is better for "em", negative for "nll"."""
+
+    group: str
+    method: str
+    keep_rate: float
+    metric: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+def bootstrap_means(values: np.ndarray, resamples: int, seed: Sequence[int]) -> np.ndarray:
+    """Means of `resamples` draws with replacement of the columns, float64 [rows, resamples].
+
+    All rows of `values` [rows, n] see the same draws, so that differences of rows are paired; `seed` repeats them.
+    """
+    n = values.shape[1]
+    counts = np.random.default_rng(list(seed)).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return values.astype(np.float64) @ counts.T / n
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The percentile bootstrap interval at 95 %."""
+    low, high = np.percentile(draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _parts(results: Results) -> Iterator[tuple[str, np.ndarray, int]]:
+    """(group name, its rows bool [n], number for seeding): all examples, then each group where there are several."""
+    yield "all", np.ones(len(results.group), bool), 0
+    if len(results.groups) > 1:
+        for number, name in enumerate(results.groups):
+            if (rows := results.group == number).any():
+                yield name or f"group {number}", rows, number + 1
+
+
+def rows(results: Results, *, resamples: int, seed: int) -> list[Row]:
+    """A row for every group, setting and metric."""
+    out = []
+    for group, members, number in _parts(results):
+        got = (results.kept[:, members] / np.maximum(results.context[members], 1)).mean(axis=1)
+        for metric in METRICS:
+            values = getattr(results, metric)[:, members]
+            draws = bootstrap_means(values, resamples, [seed, number])
+            for i, (method, rate) in enumerate(results.settings):
+                out.append(
+                    Row(
+                        group=group,
+                        method=method,
+                        keep_rate_asked=rate,
+                        keep_rate_got=float(got[i]),
+                        metric=metric,
+                        value=float(values[i].mean()),
+                        ci_low=interval(draws[i])[0],
+                        ci_high=interval(draws[i])[1],
+                        n=int(members.sum()),
+                        seed=seed,
+                        prune_seconds=float(results.prune_seconds[i]),
+                        model_seconds=float(results.model_seconds[i]),
+                    )
+                )
+    return out
+
+
+def differences(results: Results, *, resamples: int, seed: int, ours: str = "ours") -> list[Difference]:
+    """Paired differences of `ours` to every other method at the same keep rate; full and none face it at every rate."""
+    place = {setting: i for i, setting in enumerate(results.settings)}
+    out = []
+    for group, members, number in _parts(results):
+        for metric in METRICS:
+            values = getattr(results, metric)[:, members].astype(np.float64)
+            draws = bootstrap_means(values, resamples, [seed, number])
+            for rate in [rate for method, rate in results.settings if method == ours]:
+                mine = place[ours, rate]
+                for (method, asked), other in place.items():
+                    if method != ours and (asked == rate or method in ("full", "none")):
+                        mean = float((values[mine] - values[other]).mean())
+                        low, high = interval(draws[mine] - draws[other])
+                        out.append(Difference(group, method, rate, metric, mean, low, high, int(members.sum())))
+    return out
+
+
+def write_json(path: Path, entries: Sequence[Any]) -> None:
+    path.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, entries: Sequence[Any], kind: type) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        writer.writeheader()
+        writer.writerows(asdict(entry) for entry in entries)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `report.json`."""
+    return [Row(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Everything per example, so that another analysis needs no second run. Arrays as in `Results`; settings in two."""
+    np.savez_compressed(
+        path,
+        method=np.array([method for method, _ in results.settings]),
+        keep_rate=np.array([rate for _, rate in results.settings]),
+        groups=np.array(results.groups),
+        **{name: getattr(results, name) for name in PER_EXAMPLE + PER_SETTING},
+    )
+
+
+def read_results(path: Path) -> Results:
+    """What `write_results` wrote (the shown examples apart)."""
+    with np.load(path) as file:
+        data = dict(file)
+    settings = tuple(zip(data.pop("method").tolist(), data.pop("keep_rate").tolist()))
+    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), **data)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to print: one line a method, the cells as text."""
+
+    title: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def grid(entries: Sequence[Row], group: str, metric: str) -> Grid:
+    """One metric of one group: a line a method, a column a keep rate; full and none, which have none, in every column.
+
+    The last columns are milliseconds an example at the smallest keep rate, of pruning and of the model.
+    """
+    entries = [row for row in entries if row.group == group and row.metric == metric]
+    rates = sorted({row.keep_rate_asked for row in entries if row.method not in UNSWEPT}, reverse=True)
+    lines = []
+    for method in dict.fromkeys(row.method for row in entries):
+        mine = sorted((row for row in entries if row.method == method), key=lambda row: -row.keep_rate_asked)
+        cells = []
+        for rate in rates:
+            found = [row for row in mine if row.keep_rate_asked == rate or method in UNSWEPT]
+            cells.append(f"{found[0].value:.3f} [{found[0].ci_low:.3f}, {found[0].ci_high:.3f}]" if found else "")
+        kept = " / ".join(f"{row.keep_rate_got:.2f}" for row in mine)
+        seconds = (f"{1e3 * mine[-1].prune_seconds:.1f}", f"{1e3 * mine[-1].model_seconds:.1f}")
+        lines.append((method, *cells, kept, *seconds))
+    header = ("method", *(f"{metric} @ {rate:g}" for rate in rates), "kept", "prune ms", "model ms")
+    title = f"{NAMES[metric]}, {group} (n = {entries[0].n if entries else 0})"
+    return Grid(title, header, tuple(lines))
+
+
+def grids(entries: Sequence[Row]) -> list[Grid]:
+    """All of them: each group, each metric."""
+    return [grid(entries, group, metric) for group in groups_of(entries) for metric in METRICS]
+
+
+def groups_of(entries: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.group for row in entries))
+
+
+def markdown(entries: Sequence[Row]) -> str:
+    """The tables in Markdown, with a legend."""
+    out = []
+    for table in grids(entries):
+        out += [f"### {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
+        out += [_line(tuple(f"**{cell}**" for cell in line) if line[0] == "ours" else line) for line in table.lines]
+        out.append("")
+    return "\n".join([*out, LEGEND]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def print_console(entries: Sequence[Row]) -> None:
+    """The same tables on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    width = Console().width
+    for content in grids(entries):
+        table = Table(title=content.title, title_justify="left", header_style="bold")
+        for i, name in enumerate(content.header):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        for line in content.lines:
+            table.add_row(*line, style="bold green" if line[0] == "ours" else None)
+        # On a narrow terminal long lines wrap; no figure is cut off.
+        needed = Console(width=1000).measure(table).maximum
+        Console(width=max(width, needed)).print(table)
+    Console().print(LEGEND, style="dim", highlight=False)

@@ -1,0 +1,1 @@
+"""Running a trained pruner and its model on text."""

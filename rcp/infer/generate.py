@@ -1,0 +1,145 @@
+"""Greedy decoding with a key-value cache: prefill (with really dropped tokens, if asked), then one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from rcp.nn.cache import KVCache
+from rcp.nn.transformer import Transformer
+from rcp.types import Tokenizer
+
+
+class Generated(NamedTuple):
+    """New tokens: `length[b]` of them, the end-of-sequence token included where it came, then padding."""
+
+    tokens: Int[Array, "batch new"]
+    length: Int[Array, " batch"]
+
+
+def prefill(
+    model: Transformer,
+    tokens: Int[Array, "batch tokens"],
+    *,
+    capacity: int,
+    valid: Bool[Array, "batch tokens"] | None = None,
+    keep: Bool[Array, "batch tokens"] | None = None,
+    positions: Int[Array, "batch tokens"] | None = None,
+) -> tuple[Float[Array, "batch vocab"], KVCache]:
+    """Reads prompts; returns the logits after each example's last valid token, and the cache.
+
+    Args:
+      capacity: slots of the returned cache: the most tokens kept in an example, and room for what will be decoded.
+      valid: False on padding, at either end.
+      keep: dropped tokens (False) are seen by no other token and take no slot. The last valid token must be kept.
+      positions: rotary positions; the default leaves the dropped tokens' places empty.
+    """
+    batch, width = tokens.shape
+    cache = model.new_cache(batch, max(capacity, width))
+    h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache)
+    if valid is None:
+        last = jnp.full((batch,), width - 1)
+    else:
+        last = jnp.max(jnp.where(valid, jnp.arange(width), 0), axis=1)
+    h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
+    return model.logits(h), cache._replace(k=cache.k[:, :, :capacity], v=cache.v[:, :, :capacity])
+
+
+def decode(
+    model: Transformer,
+    logits: Float[Array, "batch vocab"],
+    cache: KVCache,
+    *,
+    max_new: int,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+) -> tuple[Generated, KVCache]:
+    """Continues greedily from `prefill`'s result, until every example has ended or has `max_new` tokens."""
+    batch = logits.shape[0]
+    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+
+    def running(state):
+        step, _, _, done, *_ = state
+        return (step < max_new) & ~jnp.all(done)
+
+    def advance(state):
+        step, logits, cache, done, out, length = state
+        token = jnp.where(done, pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        out = lax.dynamic_update_slice(out, token[:, None], (0, step))
+        length = length + ~done
+        done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
+        # The last token of all needs no reading, but stopping for it would cost a branch a step.
+        h, cache = model.hidden(token[:, None], valid=~done[:, None], cache=cache)
+        return step + 1, model.logits(h[:, 0]), cache, done, out, length
+
+    start = (
+        jnp.int32(0),
+        logits,
+        cache,
+        jnp.zeros((batch,), bool),
+        jnp.full((batch, max_new), pad_id, jnp.int32),
+        jnp.zeros((batch,), jnp.int32),
+    )
+    _, _, cache, _, out, length = lax.while_loop(running, advance, start)
+    return Generated(out, length), cache
+
+
+def generate(
+    model: Transformer,
+    tokens: Int[Array, "batch tokens"],
+    *,
+    max_new: int,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    valid: Bool[Array, "batch tokens"] | None = None,
+    keep: Bool[Array, "batch tokens"] | None = None,
+    positions: Int[Array, "batch tokens"] | None = None,
+    capacity: int | None = None,
+) -> Generated:
+    """Greedy continuation of a batch of prompts, padded at either end. To be called inside `jax.jit`.
+
+    `capacity` bounds prompt tokens kept plus new ones (default: all of both); the rest is as in `prefill` and `decode`.
+    """
+    capacity = tokens.shape[1] + max_new if capacity is None else capacity
+    logits, cache = prefill(model, tokens, capacity=capacity, valid=valid, keep=keep, positions=positions)
+    return decode(model, logits, cache, max_new=max_new, eos_ids=eos_ids, pad_id=pad_id)[0]
+
+
+@partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
+def _generate(graph, params, tokens, valid, *, max_new, eos_ids, pad_id):
+    model = nnx.merge(graph, params)
+    return generate(model, tokens, valid=valid, max_new=max_new, eos_ids=eos_ids, pad_id=pad_id)
+
+
+def generate_text(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new: int = 64, multiple: int = 64
+) -> list[str]:
+    """Text in, text out: greedy continuations, without the end-of-sequence token. One compile per padded length.
+
+    Raises:
+      ValueError: a prompt with no tokens.
+    """
+    rows = [tokenizer.encode(prompt) for prompt in prompts]
+    if not rows or not all(rows):
+        raise ValueError("generate_text needs at least one prompt, and no empty one")
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    tokens = np.full((len(rows), width), tokenizer.pad_id, np.int32)
+    valid = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], valid[i, : len(row)] = row, True
+    graph, params = nnx.split(model)
+    eos_ids = (tokenizer.eos_id,)
+    out = _generate(graph, params, tokens, valid, max_new=max_new, eos_ids=eos_ids, pad_id=tokenizer.pad_id)
+    texts = []
+    for row, length in zip(np.asarray(out.tokens), np.asarray(out.length), strict=True):
+        ids = row[:length].tolist()
+        texts.append(tokenizer.decode(ids[:-1] if ids and ids[-1] in eos_ids else ids))
+    return texts

@@ -1,0 +1,1 @@
+"""Neural networks of the codebase; the only rooms that know flax."""

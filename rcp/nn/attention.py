@@ -1,0 +1,147 @@
+"""Causal grouped-query attention that honours a keep-mask over keys, computed in blocks of queries.
+
+With scores `s_ij = q_i . k_j / sqrt(d)` and a keep value `m_j` in [0, 1] per key, the weights are
+
+    w_ij = m_ij exp(s_ij) / sum_l m_il exp(s_il),      m_ii = 1,   m_ij = m_j for j < i,   m_ij = 0 for j > i,
+
+that is, `log m` added to the scores, written multiplicatively. The two are equal for m > 0, but at m = 0 the logarithm has
+no gradient, while here `dw_ij / dm_j = exp(s_ij) / sum` is finite: a straight-through mask gets told what the dropped token
+would have brought. A hard zero gives exactly zero weight, and exactly zero gradient to the dropped token's key and value
+through every query but its own (a token always sees itself, so every row of weights has a positive sum).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
+BLOCK = 128  # queries a block beyond that
+REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
+MAX_GROUPS = 8  # static key lengths compiled; within a group blocks are mapped over
+MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
+
+
+class Past(NamedTuple):
+    """One layer of a KV cache: the first `length[b]` slots are visible to every query of example b."""
+
+    k: Float[Array, "batch capacity kv_heads dim"]
+    v: Float[Array, "batch capacity kv_heads dim"]
+    length: Int[Array, " batch"]
+
+
+def attention(
+    q: Float[Array, "batch tokens heads dim"],
+    k: Float[Array, "batch tokens kv_heads dim"],
+    v: Float[Array, "batch tokens kv_heads dim"],
+    *,
+    valid: Bool[Array, "batch tokens"] | None = None,
+    keep: Float[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None,
+    past: Past | None = None,
+    block: int | None = None,
+) -> Float[Array, "batch tokens heads dim"]:
+    """Attention of each token to itself, to earlier valid tokens as far as kept, and to all of `past`.
+
+    Scores and softmax are float32 whatever the operands' dtype. Query head h reads key-value head `h // (heads / kv_heads)`;
+    keys and values are not repeated in memory. Once `tokens` passes `DENSE_LIMIT` no array has more than `block * tokens`
+    scores a head; past `REMATERIALISE` this holds for the backward pass too.
+
+    Args:
+      q, k, v: rotated queries and keys, and values. Operands of the products are used in their own dtype.
+      valid: False marks padding, on either side; None means no padding.
+      keep: in [0, 1]; boolean or None where no gradient to it is wanted.
+      past: cached keys and values that come before every token here.
+      block: queries a block; None chooses (all at once up to `DENSE_LIMIT`).
+    """
+    if keep is not None and keep.dtype == jnp.bool_:
+        valid, keep = (keep if valid is None else valid & keep), None
+    batch, tokens, heads, dim = q.shape
+    if past is None and keep is None and valid is None and _has_fused_kernel(q):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").astype(jnp.float32)
+    q = q.reshape(batch, tokens, k.shape[2], heads // k.shape[2], dim)
+    if block is None:
+        block = tokens if tokens <= DENSE_LIMIT else BLOCK
+    if block >= tokens:
+        out = _attend_block(q, k, v, valid, keep, past, jnp.int32(0))
+    else:
+        out = _attend_in_blocks(q, k, v, valid, keep, past, block)
+    return out.reshape(batch, tokens, heads, dim)
+
+
+def _has_fused_kernel(q: Array) -> bool:
+    return jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+
+
+def _attend_in_blocks(q, k, v, valid, keep, past, block):
+    """Queries in blocks; a block reads only the keys up to the end of its group, so about half the work is saved."""
+    tokens = q.shape[1]
+    blocks = -(-tokens // block)
+    per_group = -(-blocks // MAX_GROUPS)
+    attend = jax.checkpoint(_attend_block) if tokens > REMATERIALISE else _attend_block
+    outputs = []
+    for first in range(0, blocks, per_group):
+        start, end = first * block, min((first + per_group) * block, tokens)
+        seen = [None if x is None else x[:, :end] for x in (k, v, valid, keep)]
+        whole = (end - start) // block
+        if whole > 1:
+            queries = q[:, start : start + whole * block].reshape(q.shape[0], whole, block, *q.shape[2:])
+            starts = start + block * jnp.arange(whole, dtype=jnp.int32)
+            out = lax.map(
+                lambda item, seen=seen: attend(item[0], *seen, past, item[1]), (jnp.moveaxis(queries, 1, 0), starts)
+            )
+            outputs.append(jnp.moveaxis(out, 0, 1).reshape(q.shape[0], whole * block, *q.shape[2:]))
+            start += whole * block
+        while start < end:
+            stop = min(start + block, end)
+            outputs.append(attend(q[:, start:stop], *seen, past, jnp.int32(start)))
+            start = stop
+    return jnp.concatenate(outputs, axis=1)
+
+
+def _scores(q: Array, k: Array) -> Array:
+    return jnp.einsum("bthgd,bshd->bhgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+
+
+def _attend_block(q, k, v, valid, keep, past: Past | None, start):
+    """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given."""
+    row = start + jnp.arange(q.shape[1])[:, None]
+    column = jnp.arange(k.shape[1])[None, :]
+    own = row == column
+    allowed = (column <= row)[None]  # [batch or 1, queries, keys]
+    if valid is not None:
+        allowed = (allowed & valid[:, None, :]) | own
+    scores = _scores(q, k)
+    weight = None
+    if keep is not None:
+        weight = jnp.where(own, 1.0, keep.astype(jnp.float32)[:, None, :]) * allowed
+        counted = (weight > 0)[:, None, None]
+        weight = weight[:, None, None]
+    else:
+        counted = allowed[:, None, None]
+    top = jnp.max(jnp.where(counted, scores, -jnp.inf), axis=-1, keepdims=True)
+    past_scores = None
+    if past is not None:
+        there = jnp.arange(past.k.shape[1]) < past.length[:, None]
+        past_scores = jnp.where(there[:, None, None, None, :], _scores(q, past.k), -jnp.inf)
+        top = jnp.maximum(top, jnp.max(past_scores, axis=-1, keepdims=True))
+    top = lax.stop_gradient(top)  # the result does not depend on it
+
+    if weight is None:
+        mass = jnp.exp(jnp.where(counted, scores - top, -jnp.inf))
+    else:  # kept keys are below `top`; dropped ones may be far above it, and 0 * inf would be NaN
+        mass = weight * jnp.exp(jnp.minimum(scores - top, MAX_EXPONENT))
+    total = mass.sum(-1)
+    out = _weighted_values(mass, v)
+    if past is not None and past_scores is not None:
+        past_mass = jnp.exp(past_scores - top)
+        total = total + past_mass.sum(-1)
+        out = out + _weighted_values(past_mass, past.v)
+    return out / jnp.moveaxis(total, 3, 1)[..., None]
+
+
+def _weighted_values(mass: Array, v: Array) -> Array:
+    return jnp.einsum("bhgts,bshd->bthgd", mass.astype(v.dtype), v, preferred_element_type=jnp.float32)

@@ -1,0 +1,76 @@
+"""The key-value cache: a static capacity, a length per example, slots filled from the left without gaps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class KVCache(NamedTuple):
+    """Keys (already rotated) and values of the tokens read so far.
+
+    Slots `0 .. length[b] - 1` of example b are in use, in reading order; padding and dropped tokens take none. `position`
+    is the rotary position of the next token, which differs from `length` once tokens have been dropped.
+    """
+
+    k: Float[Array, "layers batch capacity kv_heads dim"]
+    v: Float[Array, "layers batch capacity kv_heads dim"]
+    length: Int[Array, " batch"]
+    position: Int[Array, " batch"]
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[2]
+
+
+def empty(
+    layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: jnp.dtype | str = "float32"
+) -> KVCache:
+    """A cache with no token in it. Memory: 2 * layers * batch * capacity * kv_heads * head_dim numbers."""
+    shape = (layers, batch, capacity, kv_heads, head_dim)
+    zero = jnp.zeros((batch,), jnp.int32)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), zero, zero)
+
+
+def append(
+    cache: KVCache,
+    k: Float[Array, "layers batch tokens kv_heads dim"],
+    v: Float[Array, "layers batch tokens kv_heads dim"],
+    stored: Bool[Array, "batch tokens"] | None,
+    position: Int[Array, " batch"],
+) -> KVCache:
+    """Writes the `stored` tokens (None: all) of each example behind its last one.
+
+    The caller sees to it that they fit: writing past the capacity overwrites the last slots, as `dynamic_update_slice` does.
+    """
+    count = jnp.int32(k.shape[2])
+    if stored is not None:
+        if stored.shape[1] > 1:
+            order = jnp.argsort(~stored, axis=1, stable=True)  # stored tokens first, in their order
+            index = order[None, :, :, None, None]
+            k, v = jnp.take_along_axis(k, index, axis=2), jnp.take_along_axis(v, index, axis=2)
+        count = stored.sum(axis=1, dtype=jnp.int32)
+
+    def write(slots, new, start):  # one example: [L, C, H, d], [L, T, H, d]
+        return lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, start, 0, 0))
+
+    batched = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
+    return KVCache(
+        batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position
+    )
+
+
+def select(cache: KVCache, keep: Bool[Array, "batch capacity"]) -> KVCache:
+    """Really drops cached tokens: the kept slots move to the front, in order, and keep their rotary positions.
+
+    Slots past `length` are dropped whatever `keep` says. Slice the result's capacity to save the memory.
+    """
+    slot = jnp.arange(cache.capacity)
+    keep = keep & (slot[None, :] < cache.length[:, None])
+    order = jnp.argsort(~keep, axis=1, stable=True)[None, :, :, None, None]
+    k, v = (jnp.take_along_axis(x, order, axis=2) for x in (cache.k, cache.v))
+    return KVCache(k, v, keep.sum(axis=1, dtype=jnp.int32), cache.position)

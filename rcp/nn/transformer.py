@@ -1,0 +1,256 @@
+"""A Llama-family decoder with a keep-mask over context tokens. Layers are stacked and run by one `lax.scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from rcp.nn import cache as kv
+from rcp.nn.attention import Past, attention
+from rcp.nn.cache import KVCache
+from rcp.nn.layers import RopeScaling, linear, rms_norm, rope_frequencies, rope_tables, rotate, swiglu, tied_linear
+from rcp.nn.stacked import from_slice, sliceable
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The architecture: RMSNorm, rotary embedding, grouped-query attention, SwiGLU; Llama 2/3, SmolLM2, Qwen2/2.5/3.
+
+    Attributes:
+      rope_scaling: None, or Llama 3's (a `RopeScaling` or a dict of its fields).
+      tie_embeddings: the head is the transposed embedding.
+      qkv_bias: biases on q, k and v (Qwen2). qk_norm: RMSNorm on each head of q and k (Qwen3).
+      max_positions: longest sequence the model was trained for, in tokens; not enforced here.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int = 2048
+
+    def __post_init__(self):
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding pairs its dimensions")
+
+
+def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
+    """The parameter tree as shapes. Matrices are [inputs, outputs]; everything under "layers" is stacked over layers."""
+    c, queries, keys = config, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    layers = {
+        "attention_norm": (c.d_model,),
+        "q": (c.d_model, queries),
+        "k": (c.d_model, keys),
+        "v": (c.d_model, keys),
+        "o": (queries, c.d_model),
+        "mlp_norm": (c.d_model,),
+        "gate": (c.d_model, c.d_ff),
+        "up": (c.d_model, c.d_ff),
+        "down": (c.d_ff, c.d_model),
+    }
+    if c.qkv_bias:
+        layers |= {"q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,)}
+    if c.qk_norm:
+        layers |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
+    shapes: dict[str, Any] = {
+        "embedding": (c.vocab_size, c.d_model),
+        "layers": {name: (c.n_layers, *shape) for name, shape in layers.items()},
+        "norm": (c.d_model,),
+    }
+    if not c.tie_embeddings:
+        shapes["head"] = (c.d_model, c.vocab_size)
+    return shapes
+
+
+def init_parameters(config: TransformerConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Normal with deviation 0.02, the projections into the residual stream scaled by 1 / sqrt(2 layers) (GPT-2)."""
+
+    def leaf(path, shape):
+        name = path[-1].key
+        if name.endswith("norm"):
+            return jnp.ones(shape, dtype)
+        if name.endswith("bias"):
+            return jnp.zeros(shape, dtype)
+        scale = 0.02 / (2 * config.n_layers) ** 0.5 if name in ("o", "down") else 0.02
+        number = sum(ord(c) << (8 * i) for i, c in enumerate(name[:3]))  # a key by name: adding a parameter moves none
+        return (scale * jax.random.normal(jax.random.fold_in(key, number), shape)).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, parameter_shapes(config), is_leaf=lambda x: isinstance(x, tuple))
+
+
+class Layers(nnx.Module):
+    """Holds the stacked parameters of all layers; `Transformer` runs them."""
+
+    def __init__(self, params: Mapping[str, Array]):
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value))
+
+    def tree(self) -> dict[str, Array]:
+        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+
+
+class Transformer(nnx.Module):
+    """The decoder.
+
+    Args:
+      config: the architecture.
+      rngs: draws initial parameters (stream "params"), unless `params` is given.
+      params: a tree as in `parameter_shapes`.
+      dtype: operands of matrix products and of attention, "float32" or "bfloat16". Norms, softmax, the residual stream,
+        logits and all accumulation are float32.
+      param_dtype: how new parameters are stored; None means `dtype`.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        params: Mapping[str, Any] | None = None,
+        dtype: Any = "float32",
+        param_dtype: Any = None,
+        remat: bool = False,
+    ):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.remat = remat
+        if params is None:
+            if rngs is None:
+                raise ValueError("Transformer needs rngs=nnx.Rngs(seed) to draw parameters, or params=")
+            params = init_parameters(config, rngs.params(), jnp.dtype(param_dtype or dtype))
+        self.embedding = nnx.Param(params["embedding"])
+        self.layers = Layers(params["layers"])
+        self.norm = nnx.Param(params["norm"])
+        self.head = None if config.tie_embeddings else nnx.Param(params["head"])
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        c = self.config
+        return kv.empty(c.n_layers, batch, capacity, c.n_kv_heads, c.head_dim, self.dtype)
+
+    def embed(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens dim"]:
+        """Token embeddings in float32. Ids outside the vocabulary are clamped."""
+        return jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(jnp.float32)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch tokens"] | None,
+        *,
+        positions: Int[Array, "batch tokens"] | None = None,
+        valid: Bool[Array, "batch tokens"] | None = None,
+        keep: Array | None = None,
+        cache: KVCache | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        inputs: Float[Array, "batch tokens dim"] | None = None,
+    ) -> Any:
+        """Hidden states after layers `start .. stop - 1`.
+
+        Args:
+          tokens: ids; None where `inputs` is given.
+          positions: rotary positions; default counts the valid tokens from 0 (or from the cache's next position), so
+            dropped tokens keep their places. Pass `cumsum(keep) - 1` for repacked positions.
+          valid: False on padding, at either end.
+          keep: [batch, tokens] or [layers, batch, tokens] in [0, 1], see `rcp.nn.attention`. With a cache it must be
+            [batch, tokens] and hard: tokens with keep 0 are not stored, so that later tokens do not see them.
+          cache: tokens read before; the new keys and values are appended to it.
+          start, stop: run only these layers; `stop=None` means to the end, and then the final norm is applied.
+          inputs: hidden states to start from (the output of `hidden(..., stop=start)`), in place of embeddings.
+
+        Returns:
+          h float32 [batch, tokens, dim], or (h, new cache) where a cache was given.
+        """
+        h = self.embed(tokens) if inputs is None else inputs.astype(jnp.float32)
+        first = None if cache is None else cache.position
+        if positions is None:
+            positions = _count(h.shape[:2], valid, first)
+        rope = rope_tables(positions, rope_frequencies(self.config.head_dim, self.config.rope_theta, self._scaling()))
+        last = self.config.n_layers if stop is None else stop
+        if cache is not None and (start, last) != (0, self.config.n_layers):
+            raise ValueError("a cache belongs to all layers: start and stop cannot be used with it")
+        if cache is not None and keep is not None and keep.ndim == 3:
+            raise ValueError("a per-layer keep cannot be used with a cache, whose lengths are the same in every layer")
+
+        stacked: dict[str, Any] = {"weights": sliceable(self.layers.tree())}
+        if keep is not None and keep.ndim == 3:
+            stacked["keep"] = keep
+        if (start, last) != (0, self.config.n_layers):
+            stacked = jax.tree.map(lambda x: x[start:last], stacked)
+        if cache is not None:
+            stacked["past"] = (cache.k, cache.v)
+
+        def body(h, layer):
+            past = Past(*layer["past"], cache.length) if cache is not None else None
+            h, k, v = self._layer(from_slice(layer["weights"]), h, rope, valid, layer.get("keep", keep), past)
+            return h, ((k, v) if cache is not None else None)
+
+        h, new = lax.scan(jax.checkpoint(body) if self.remat else body, h, stacked)
+        if stop is None:
+            h = rms_norm(h, self.norm[...], self.config.norm_eps)
+        if cache is None:
+            return h
+        stored = valid if keep is None else (keep > 0 if valid is None else valid & (keep > 0))
+        seen = jnp.where(True if valid is None else valid, positions, -1).max(axis=1) + 1
+        return h, kv.append(cache, *new, stored, jnp.maximum(seen, cache.position))
+
+    def logits(self, h: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """Next-token logits in float32."""
+        if self.head is None:
+            return tied_linear(h, self.embedding[...], self.dtype)
+        return linear(h, self.head[...], self.dtype)
+
+    def __call__(self, tokens: Int[Array, "batch tokens"], **options: Any) -> Any:
+        """Logits [batch, tokens, vocab], or (logits, cache); options as in `hidden`."""
+        h = self.hidden(tokens, **options)
+        return (self.logits(h[0]), h[1]) if isinstance(h, tuple) else self.logits(h)
+
+    def _scaling(self) -> RopeScaling | None:
+        return self.config.rope_scaling
+
+    def _layer(self, w: Mapping[str, Array], h: Array, rope, valid, keep, past):
+        c, dtype = self.config, self.dtype
+        x = rms_norm(h, w["attention_norm"], c.norm_eps)
+
+        def project(name: str, heads: int) -> Array:
+            y = linear(x, w[name], dtype)
+            if c.qkv_bias:
+                y = y + w[name + "_bias"].astype(jnp.float32)
+            return y.reshape(*y.shape[:2], heads, c.head_dim)
+
+        q, k, v = project("q", c.n_heads), project("k", c.n_kv_heads), project("v", c.n_kv_heads)
+        if c.qk_norm:
+            q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
+        q, k, v = (x.astype(dtype) for x in (rotate(q, *rope), rotate(k, *rope), v))
+        mixed = attention(q, k, v, valid=valid, keep=keep, past=past)
+        h = h + linear(mixed.reshape(*mixed.shape[:2], -1), w["o"], dtype)
+        x = rms_norm(h, w["mlp_norm"], c.norm_eps)
+        return h + swiglu(x, w["gate"], w["up"], w["down"], dtype), k, v
+
+
+def _count(shape, valid, first) -> Int[Array, "batch tokens"]:
+    """0, 1, 2, ... over the valid tokens of each row, starting at `first`."""
+    if valid is None:
+        count = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    else:
+        count = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+    return count if first is None else count + first[:, None]

@@ -1,0 +1,39 @@
+"""What the pruner is compared with: comparisons behind one signature, `scores(batch, key=key) -> Scores`."""
+
+from rcp.policies.base import Policy, context_tokens
+from rcp.policies.chance import Random
+from rcp.policies.learned import Learned
+from rcp.policies.oracle import Oracle
+from rcp.policies.perplexity import Perplexity
+from rcp.policies.position import First, Full, Last, NoContext, Shorter
+from rcp.policies.retrieval import Bm25
+
+POLICIES: dict[str, type[Policy]] = {
+    "full": Full,
+    "none": NoContext,
+    "shorter": Shorter,
+    "random": Random,
+    "first": First,
+    "last": Last,
+    "perplexity": Perplexity,
+    "bm25": Bm25,
+    "oracle": Oracle,
+    "ours": Learned,
+}
+"""Every comparison by the name that tables and configurations use."""
+
+__all__ = [
+    "POLICIES",
+    "Bm25",
+    "First",
+    "Full",
+    "Last",
+    "Learned",
+    "NoContext",
+    "Oracle",
+    "Perplexity",
+    "Policy",
+    "Random",
+    "Shorter",
+    "context_tokens",
+]

@@ -1,0 +1,26 @@
+"""The trained pruner, behind the signature of the policies it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Array
+
+from rcp.nn.pruner import Scores
+from rcp.policies.base import Policy
+from rcp.types import Batch
+
+
+@dataclass(frozen=True)
+class Learned(Policy):
+    """`score(params, batch)` is a compiled function that gives the pruner's `Scores`; evaluation takes their top k."""
+
+    name = "ours"
+    score: Callable[[Any, Batch], Scores] | None = None
+    params: Any = field(default=None, repr=False)
+
+    def scores(self, batch: Batch, *, key: Array) -> Scores:
+        assert self.score is not None
+        return self.score(self.params, batch)

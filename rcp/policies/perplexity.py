@@ -1,0 +1,75 @@
+"""Selective Context's idea: keep what the model could not have guessed.
+
+Li et al., "Compressing Context to Enhance Inference Efficiency of Large Language Models", arXiv 2310.06201: the
+self-information -log p(token | tokens before it) under a causal language model, the high ones kept.
+
+Departures: the model is the reader itself, the units are tokens or whole segments (mean over the segment's tokens)
+rather than noun phrases, and a count of tokens replaces their percentile, so that the budget is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rcp.nn.pruner import Scores
+from rcp.policies.base import Policy, segment_means
+from rcp.types import Batch, Role
+
+CHUNK = 64  # tokens whose vocabulary-wide logits exist at a time
+
+
+def self_information(model: Any, batch: Batch) -> Float[Array, "batch tokens"]:
+    """-log p(token | tokens before it) in nats, float32 [batch, tokens]; `model` is a `rcp.nn.transformer.Transformer`.
+
+    The first token, which has nothing before it, gets 0. The head is applied to a slice of the tokens at a time: a
+    vocabulary of 50,000 would otherwise need gigabytes of logits.
+    """
+    tokens = jnp.asarray(batch.tokens)
+    rows, length = tokens.shape
+    hidden = model.hidden(tokens, valid=jnp.asarray(batch.role) != Role.PAD)[:, :-1]
+    pad = -(length - 1) % CHUNK
+    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+    target = jnp.pad(tokens[:, 1:], ((0, 0), (0, pad)))
+
+    def chunk(h_and_target: tuple[Array, Array]) -> Array:
+        h, wanted = h_and_target
+        logits = model.logits(h)
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    parts = (
+        jnp.moveaxis(hidden.reshape(rows, -1, CHUNK, hidden.shape[-1]), 1, 0),
+        jnp.moveaxis(target.reshape(rows, -1, CHUNK), 1, 0),
+    )
+    surprise = jnp.moveaxis(jax.lax.map(chunk, parts), 0, 1).reshape(rows, -1)[:, : length - 1]
+    return jnp.pad(surprise, ((0, 0), (1, 0)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _scores(graph: Any, state: Any, batch: Batch) -> Scores:
+    values = self_information(nnx.merge(graph, state), batch)
+    return Scores(tokens=values, segments=segment_means(values, batch))
+
+
+@dataclass(frozen=True)
+class Perplexity(Policy):
+    """Self-information under the reader, given as an NNX graph definition and its state."""
+
+    name = "perplexity"
+    graph: Any = None
+    state: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> Perplexity:
+        graph, state = nnx.split(model)
+        return cls(graph=graph, state=state)
+
+    def scores(self, batch: Batch, *, key: Array) -> Scores:
+        return _scores(self.graph, self.state, batch)

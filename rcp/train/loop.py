@@ -1,0 +1,240 @@
+"""Runs the stages of a training run one after the other, resumable at any moment.
+
+The order of work in a step: start it on the device; if due, save a checkpoint; take the next batch from the pipeline
+and start its copy; only then wait for the *previous* step's metrics. So the host never holds up the device, and a
+checkpoint's pipeline state is exactly the one that gives the next step's batch.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import PyTree
+
+from rcp.config import Config
+from rcp.config_file import fingerprint, save_config
+from rcp.train.checkpoint import Checkpoints
+from rcp.train.metrics import Bar, MetricsLog, Report
+from rcp.train.parallel import Parallel
+from rcp.train.state import Step, TrainState
+from rcp.types import UserError
+
+Params = dict[str, PyTree]
+
+
+class Pipeline(Protocol):
+    """Endless batches of numpy arrays. `get_state()` names the next batch; fit for json, or text as bytes."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+def count_tokens(batch: Any) -> int:
+    """Tokens of a batch that are not padding (0 for batches without `role`)."""
+    return int(np.count_nonzero(batch.role)) if hasattr(batch, "role") else 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with a step, a state and data of its own.
+
+    Attributes:
+      name: unique in a run; names its checkpoints' folder and stands in each row of the metrics.
+      steps: how many.
+      step: the pure step (`rcp.train.state.Step`).
+      init_state: from the trained params of the stage before (None in the first) to the state before the first step.
+        Must be deterministic: a resumed run calls it again, for the structure and for what no checkpoint holds.
+      frozen: from the same params to the values that the step reads and does not change.
+      make_pipeline: a fresh pipeline at its beginning.
+      count_tokens: tokens of a batch, for tokens/s.
+    """
+
+    name: str
+    steps: int
+    step: Step
+    init_state: Callable[[Params | None], TrainState]
+    frozen: Callable[[Params | None], PyTree]
+    make_pipeline: Callable[[], Pipeline]
+    count_tokens: Callable[[Any], int] = count_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `state` is numpy; `finished` is False where a signal stopped it (`signal` says which)."""
+
+    finished: bool
+    stage: str
+    step: int
+    state: TrainState
+    signal: int | None = None
+
+
+@dataclass
+class _Stop:
+    """Set by a signal; read once a step."""
+
+    signal: int | None = None
+
+
+def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
+    """Trains every stage in turn, or goes on from the newest checkpoints in `workdir`.
+
+    A run killed at any moment and started again ends with the parameters of one left alone. SIGTERM and SIGINT end it
+    after the step under way, with a checkpoint; a second one ends it at once.
+
+    Raises:
+      UserError: the folder holds a run of another config; `optim.max_nonfinite` steps in a row were not finite (step
+        and the term are named); the batch does not divide over the devices; no checkpoint can be read.
+    """
+    workdir = Path(workdir)
+    save_config(config, workdir)
+    parallel = Parallel(config.parallel)
+    restored = _restore(stages, config, workdir)
+    begin = sum(stage.steps for stage in stages[: restored.number])
+    log = MetricsLog(workdir, after=begin + restored.step)
+    result = None
+    try:
+        with _signals() as stop:
+            for number in range(restored.number, len(stages)):
+                result = _run_stage(stages[number], restored, config, workdir, parallel, log, begin, stop)
+                if not result.finished:
+                    return result
+                begin += stages[number].steps
+                if number + 1 < len(stages):
+                    restored = _begin(stages[number + 1], number + 1, result.state.params)
+    finally:
+        log.close()
+    assert result is not None
+    return result
+
+
+def restore(stages: Sequence[Stage], config: Config, workdir: str | Path) -> tuple[TrainState, PyTree]:
+    """The state (numpy) and frozen values of a run's last stage, from its newest checkpoint, for evaluation.
+
+    Raises:
+      UserError: nothing is trained there yet, or the last stage has not begun.
+    """
+    at = _restore(stages, config, Path(workdir), writable=False)
+    if at.number < len(stages) - 1 or at.step == 0:
+        raise UserError(f"{workdir} holds no trained {stages[-1].name} yet: run rcp train --workdir={workdir} first")
+    return at.state, stages[-1].frozen(at.previous)
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where a run stands: stage number, steps taken in it, its state, its pipeline's, params of the stage before."""
+
+    number: int
+    step: int
+    state: TrainState
+    pipeline: Any
+    previous: Params | None
+
+
+def _begin(stage: Stage, number: int, previous: Params | None) -> _At:
+    return _At(number, 0, stage.init_state(previous), None, previous)
+
+
+def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: bool = True) -> _At:
+    """Walks over the finished stages to the one that is under way."""
+    at = _begin(stages[0], 0, None)
+    for number, stage in enumerate(stages):
+        folder = _folder(workdir, stage)
+        if number:
+            at = _begin(stage, number, at.state.params)
+        if not folder.exists():
+            return at
+        checkpoints = Checkpoints(folder, fingerprint=fingerprint(config), writable=writable)
+        found = checkpoints.restore(at.state)
+        checkpoints.close()
+        if found is None:
+            return at
+        at = _At(number, found.step, found.state, found.pipeline, at.previous)
+        if found.step < stage.steps:
+            return at
+    return at
+
+
+def _folder(workdir: Path, stage: Stage) -> Path:
+    return workdir / "checkpoints" / stage.name
+
+
+def _run_stage(
+    stage: Stage, at: _At, config: Config, workdir: Path, parallel: Parallel, log: MetricsLog, begin: int, stop: _Stop
+) -> Result:
+    """One stage from where it stands to its end. `begin`: steps of the stages before it."""
+    done, final = at.step, at.state
+    if done >= stage.steps:
+        return Result(True, stage.name, done, final)
+    checkpoints = Checkpoints(_folder(workdir, stage), fingerprint=fingerprint(config), keep=config.train.keep)
+    step_fn = parallel.compile(stage.step)
+    state, frozen = parallel.place_state(at.state), parallel.place_frozen(stage.frozen(at.previous))
+    pipeline = stage.make_pipeline()
+    if at.pipeline is not None:
+        pipeline.set_state(at.pipeline)
+    try:
+        with Bar(stage.name, stage.steps, done) as bar:
+            if done:
+                bar.say(f"{stage.name}: going on after step {done}")
+            report = Report(stage.name, stage.steps, begin, config, log, bar, parallel.fetch)
+            tokens, batch = _next(stage, pipeline, parallel)
+            while True:
+                state, metrics = step_fn(state, frozen, batch)
+                done += 1
+                ending = done == stage.steps or stop.signal is not None
+                saving = ending or done % config.train.checkpoint_every == 0
+                if saving:
+                    report.add(done, metrics, tokens)
+                    report.drain()  # every row up to `done` is on disk before the checkpoint that stands for them
+                    log.flush()
+                    final = parallel.fetch(state)
+                    checkpoints.save(done, final, pipeline.get_state())
+                if ending:
+                    break
+                counted = tokens
+                tokens, batch = _next(stage, pipeline, parallel)
+                if not saving:
+                    report.add(done, metrics, counted)
+    finally:
+        checkpoints.close()
+    return Result(done >= stage.steps, stage.name, done, final, None if done >= stage.steps else stop.signal)
+
+
+def _next(stage: Stage, pipeline: Pipeline, parallel: Parallel) -> tuple[int, Any]:
+    batch = next(pipeline)
+    return stage.count_tokens(batch), parallel.place_batch(batch)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Turns the first SIGTERM or SIGINT into a request to stop; the second acts as it would without us."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def reset() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        stop.signal = number
+        reset()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        reset()

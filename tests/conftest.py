@@ -1,0 +1,35 @@
+"""Eight host devices for every test; a silent broadcast between ranks is an error.
+
+`@pytest.mark.lax` allows such broadcasts (for code that leans on a library's), `@pytest.mark.strict_dtype` also forbids
+implicit promotion between dtypes (not the default: optax's own Adam multiplies float by int). Programs that several
+tests compile are compiled once.
+"""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+COMPILED = tempfile.mkdtemp(prefix="rcp-tests-xla-")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "lax: allow implicit rank promotion")
+    config.addinivalue_line("markers", "strict_dtype: forbid implicit dtype promotion")
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
+    rank = "allow" if request.node.get_closest_marker("lax") else "raise"
+    dtype = "strict" if request.node.get_closest_marker("strict_dtype") else "standard"
+    with jax.numpy_rank_promotion(rank), jax.numpy_dtype_promotion(dtype):
+        yield

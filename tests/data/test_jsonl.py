@@ -1,0 +1,115 @@
+"""A user's own file: what is accepted, what is refused and with which words."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcp.data.pack import encode
+from rcp.data.tasks.jsonl import Jsonl, split_segments
+from rcp.data.tokenizer import SymbolTokenizer
+from rcp.types import UserError
+
+ROW = {"question": "Which?", "answer": "red", "context": "One.\nTwo.\n\nThree."}
+
+
+def write(path, *rows) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_context_by_blank_lines_list_or_examples(tmp_path):
+    rows = [
+        ROW | {"support": [1], "group": "g", "instruction": "Read.", "forced": ["Two"]},
+        ROW | {"context": ["a", "b\n"]},
+        {"question": "q", "answer": "a", "examples": [{"question": "x", "answer": "y"}, "free text\n"]},
+    ]
+    task = Jsonl(test_path=write(tmp_path / "own.jsonl", *rows))
+    first, second, third = task.examples("test")
+    assert first.context == ("One.\nTwo.\n\n", "Three.\n\n") and first.support == (1,) and first.forced == ((0, 5, 8),)
+    assert first.question == "Question: Which?\nAnswer:" and first.answer == " red\n" and first.instruction == "Read."
+    assert first.uid.endswith("own.jsonl:1")
+    assert second.context == ("a\n\n", "b\n") and second.support is None
+    assert third.context == ("Question: x\nAnswer: y\n\n", "free text\n\n")
+    assert task.groups == ("", "g") and len(task.examples("test", 2)) == 2
+    assert task.check(" red.\nmore", first) and not task.check("blue", first) and not task.check("", first)
+
+
+def test_division_of_one_file(tmp_path):
+    path = write(tmp_path / "own.jsonl", *(ROW | {"question": f"q{n}"} for n in range(40)), "", "  ")
+    parts = [{e.question for e in Jsonl(path).examples(split)} for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [32, 4, 4] and len(set.union(*parts)) == 40
+    assert [*Jsonl(path).examples("train")] == [*Jsonl(path).examples("train")]
+    other = write(tmp_path / "test.jsonl", ROW)
+    task = Jsonl(path, test_path=other)
+    assert (len(task.examples("train")), len(task.examples("validation")), len(task.examples("test"))) == (36, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"question": "q"', "own.jsonl:2: expected one JSON object a line"),
+        ("[]", "own.jsonl:2: expected a JSON object, found list"),
+        ({"answer": "a", "context": "c"}, "own.jsonl:2: expected 'question' to be text that is not empty"),
+        (ROW | {"answer": 3}, "own.jsonl:2: expected 'answer' to be text"),
+        ({"question": "q", "answer": "a"}, "own.jsonl:2: expected either 'context' or 'examples'"),
+        (ROW | {"examples": ["a"]}, "own.jsonl:2: expected either"),
+        (ROW | {"context": ""}, "own.jsonl:2: empty context"),
+        (ROW | {"context": " \n\n "}, "own.jsonl:2: empty context"),
+        (ROW | {"context": []}, "own.jsonl:2: empty context"),
+        (ROW | {"context": ["a", " "]}, "own.jsonl:2: expected 'context' to be text or a list"),
+        (ROW | {"context": 7}, "own.jsonl:2: expected 'context'"),
+        ({"question": "q", "answer": "a", "examples": "x"}, "own.jsonl:2: expected 'examples' to be a list"),
+        (
+            {"question": "q", "answer": "a", "examples": ["x", 3]},
+            r"own.jsonl:2: examples\[1\]: expected text or an object",
+        ),
+        (
+            {"question": "q", "answer": "a", "examples": [{"question": "x"}]},
+            r"own.jsonl:2: examples\[0\]: expected 'answer'",
+        ),
+        (ROW | {"support": [2]}, "own.jsonl:2: expected 'support' to be a list of segment numbers below 2"),
+        (ROW | {"support": "0"}, "own.jsonl:2: expected 'support'"),
+        (ROW | {"group": 1}, "own.jsonl:2: expected 'group' to be text"),
+        (ROW | {"forced": "x"}, "own.jsonl:2: expected 'forced'"),
+    ],
+)
+def test_malformed_rows_name_file_and_line(tmp_path, row, message):
+    path = write(tmp_path / "own.jsonl", ROW, row)
+    with pytest.raises(UserError, match=message):
+        Jsonl(test_path=path).examples("test")
+
+
+def test_missing_or_empty_file(tmp_path):
+    with pytest.raises(UserError, match=r"task.path: no file"):
+        Jsonl(str(tmp_path / "no.jsonl")).examples("train")
+    with pytest.raises(UserError, match=r"no rows"):
+        Jsonl(write(tmp_path / "own.jsonl", "")).examples("train")
+    with pytest.raises(UserError, match=r"too few"):
+        Jsonl(write(tmp_path / "own.jsonl", ROW, ROW)).examples("train")
+    with pytest.raises(UserError, match=r"task.path is empty"):
+        Jsonl()
+    with pytest.raises(UserError, match=r"expected a JSONL file for the train split"):
+        Jsonl(test_path=write(tmp_path / "own.jsonl", ROW)).examples("train")
+    with pytest.raises(UserError, match=r"task.holdout"):
+        Jsonl("x", holdout=0.6)
+
+
+def test_empty_context_is_also_refused_when_packed(tmp_path):
+    example = Jsonl(test_path=write(tmp_path / "own.jsonl", ROW)).examples("test")[0]
+    with pytest.raises(UserError, match=r"own.jsonl:1: empty context"):
+        encode(example.__class__(**{**example.__dict__, "context": ()}), SymbolTokenizer(["a"]))
+
+
+@given(st.text(alphabet="ab \n\t.", max_size=40))
+def test_segments_concatenate_to_the_text(text):
+    segments = split_segments(text)
+    assert "".join(segments) == (text if text.strip() else "")
+    for segment in segments:
+        assert "\n\n" not in segment.strip()
+    if text.strip():
+        assert len([s for s in segments if s.strip()]) == len([p for p in re.split(r"\n[ \t]*\n", text) if p.strip()])

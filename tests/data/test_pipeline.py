@@ -1,0 +1,139 @@
+"""The training stream: deterministic, shuffled, and resumed exactly; evaluation batches in order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from rcp.data.pipeline import TrainPipeline, eval_batches, real_rows
+from rcp.data.tasks.base import LazyExamples, Split
+from rcp.data.tasks.chain import Chain
+from rcp.types import Batch, Example, Tokenizer, UserError
+
+TASK = Chain(segments=(2, 6), test_segments=(3, 8), train_size=50)
+TOKENIZER = TASK.tokenizer()
+
+
+def pipeline(**changes) -> TrainPipeline:
+    options = {"batch_size": 8, "lengths": (16, 24, 32), "max_segments": 8, "seed": 0}
+    return TrainPipeline(TASK, TOKENIZER, **(options | changes))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_same_arguments_same_stream():
+    a, b = list(itertools.islice(pipeline(), 20)), list(itertools.islice(pipeline(), 20))
+    assert all(map(same, a, b))
+    c = list(itertools.islice(pipeline(seed=1), 20))
+    assert not all(map(same, a, c))
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 5, 6, 7, 19])
+def test_resumes_at_the_very_next_batch(consumed):
+    """50 examples in batches of 8: places in the middle of an epoch, on batches across its end, and epochs later."""
+    stream = pipeline()
+    for _ in range(consumed):
+        next(stream)
+    state = stream.get_state()
+    expected = list(itertools.islice(stream, 15))
+    resumed = pipeline()
+    next(resumed)
+    resumed.set_state(state)
+    assert all(map(same, expected, itertools.islice(resumed, 15)))
+    again = pipeline()
+    again.set_state(json.loads(state))
+    assert same(next(again), expected[0])
+
+
+def test_every_epoch_has_every_example_once_in_another_order():
+    stream = pipeline(batch_size=10)
+    epochs = [np.concatenate([next(stream).index for _ in range(5)]).tolist() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
+    ordered = pipeline(batch_size=10, shuffle=False)
+    assert np.concatenate([next(ordered).index for _ in range(6)]).tolist() == [*range(50), *range(10)]
+
+
+def test_count_limits_the_epoch():
+    stream = pipeline(count=12, batch_size=6)
+    assert sorted(np.concatenate([next(stream).index, next(stream).index])) == list(range(12))
+
+
+def test_batches_take_the_smallest_length_that_fits():
+    lengths = set()
+    for batch in itertools.islice(pipeline(batch_size=2), 60):
+        longest = (batch.role != 0).sum(1).max()
+        assert batch.tokens.shape[1] == min(limit for limit in (16, 24, 32) if limit >= longest)
+        lengths.add(batch.tokens.shape[1])
+    assert lengths == {16, 24, 32}
+
+
+def test_shards_are_the_rows_of_the_whole_batch():
+    whole, parts = pipeline(), [pipeline(shard=(i, 4)) for i in range(4)]
+    for _ in range(10):
+        shares = [next(part) for part in parts]
+        joined = Batch(*(np.concatenate(fields) for fields in zip(*shares, strict=True)))
+        assert same(next(whole), joined)
+    with pytest.raises(UserError, match=r"data.batch_size = 8"):
+        pipeline(shard=(0, 3))
+
+
+def test_over_long_example_is_named():
+    with pytest.raises(UserError, match=r"chain/train/\d+: the prompt has \d+ tokens, the limit is 12"):
+        next(pipeline(lengths=(12,), batch_size=50))
+    dropped = next(pipeline(lengths=(15,), batch_size=50, overlong="drop_segments"))
+    assert (dropped.role != 0).sum(1).max() <= 15
+    kept = [(row >= 0).sum() for row in dropped.support]
+    needed = [(row == 1).sum() for row in dropped.support]
+    originals = [TASK.example("train", int(i)) for i in dropped.index]
+    assert needed == [len(e.support or ()) for e in originals] and min(kept) >= 1
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A task that counts how often an example is made."""
+
+    made: list[int] = field(default_factory=list)
+    groups = ("a", "b")
+
+    def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
+        return LazyExamples(count or 0, self.make)
+
+    def make(self, index: int) -> Example:
+        self.made.append(index)
+        return Example("", (" v1 = 2 ;",), " v1 ?", " 2", group="ab"[index % 2], uid=str(index))
+
+    def check(self, prediction: str, example: Example) -> bool:
+        return False
+
+    def tokenizer(self) -> Tokenizer | None:
+        return None
+
+
+def test_an_epoch_does_not_tokenise_again():
+    task = Counted()
+    stream = TrainPipeline(task, TOKENIZER, batch_size=4, lengths=(16,), max_segments=1, seed=0, count=8)
+    for _ in range(10):
+        batch = next(stream)
+        assert (batch.group == batch.index % 2).all()
+    assert sorted(task.made) == list(range(8))
+    with pytest.raises(UserError, match=r"no examples in split 'train'"):
+        TrainPipeline(task, TOKENIZER, batch_size=4, lengths=(16,), max_segments=1, seed=0, count=0)
+
+
+def test_eval_batches_in_order_and_filled_up():
+    batches, examples = eval_batches(TASK, TOKENIZER, "test", 11, batch_size=4, lengths=(16, 40, 64), max_segments=8)
+    assert [b.tokens.shape for b in batches] == [(4, 40)] * 3 and len(examples) == 11
+    assert [w for b in batches for w in b.weight] == [1.0] * 11 + [0.0]
+    assert real_rows(batches, [b.index for b in batches]).tolist() == list(range(11))
+    for row, example in zip(real_rows(batches, [b.tokens for b in batches]), examples, strict=True):
+        text = "".join(example.context) + example.question + example.answer
+        assert TOKENIZER.decode(row[: len(text.split())].tolist()) == text
+    assert (batches[-1].role[-1] != 0).any()

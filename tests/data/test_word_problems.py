@@ -1,0 +1,213 @@
+"""Word problems: readers of the raw files, division into parts, shots, final answers. Always on tiny files, and on the
+published ones where they are there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rcp.data import sources
+from rcp.data.answers import check, final_answer
+from rcp.data.tasks import TASKS
+from rcp.data.tasks.word_problems import Gsm8k, Mrd3, Svamp, WordProblems
+from rcp.types import UserError
+
+from .raw_files import REAL_DIR, needs_real_files, write_tiny
+
+SMALL = {"pool_size": 15, "validation_size": 5, "shots": 4}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_DATA_DIR", str(write_tiny(tmp_path / "raw")))
+    return tmp_path / "raw"
+
+
+def test_readers(folder):
+    row = sources.problems("gsm8k", "train")[3]
+    assert row.solution == "Has 3+4 = 7 pens. Done. The answer is 7." and row.answer == "7"
+    assert row.uid.endswith("gsm8k_train.jsonl:4")
+    row = sources.problems("svamp", "test")[2]
+    assert (row.question, row.solution) == ("Tom had 2 $, how many are left?", "The answer is 2.")
+    row = sources.problems("addsub", "test")[2]
+    assert (row.question, row.answer) == ("Joan found 2 shells. How many?", "2")
+    row = sources.problems("mrd3", "train")[6]
+    assert (row.question, row.difficulty, row.steps) == ("A box weighs 6 kg. How much do two weigh?", 3, 2)
+    assert row.solution == "Two weigh 2 x 6 = 12 kg. The answer is 12."
+
+
+def test_parts_do_not_overlap(folder):
+    for task in (Gsm8k(**SMALL), Mrd3(**SMALL)):
+        parts = {split: {p.question for p in task.problems(split)} for split in ("train", "validation", "test")}
+        parts["pool"] = {p.question for p in task.shot_pool}
+        assert {k: len(v) for k, v in parts.items() if k in ("pool", "validation")} == {"pool": 15, "validation": 5}
+        for a, b in (
+            ("train", "pool"),
+            ("train", "validation"),
+            ("train", "test"),
+            ("validation", "pool"),
+            ("pool", "test"),
+        ):
+            assert parts[a] and not parts[a] & parts[b]
+    assert len(Gsm8k(**SMALL).examples("test")) == 40
+
+
+@pytest.mark.parametrize("candidates", ["random", "bm25"])
+@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "mrd3"])
+def test_prompts(folder, name, candidates):
+    task = TASKS[name](candidates=candidates, **SMALL)
+    for number, example in enumerate(task.examples("test", 5)):
+        assert example == TASKS[name](candidates=candidates, **SMALL).examples("test", 5)[number]
+        assert len(example.context) == len(set(example.context)) == 4
+        question = example.question.removeprefix("Q: ").removesuffix("\nA: Let's think step by step.")
+        for shot in example.context:
+            assert shot.startswith("Q: ") and shot.endswith("\n\n") and "\nA: Let's think step by step. " in shot
+            assert question not in shot and final_answer(shot) is not None
+        assert example.answer.startswith(" ") and example.answer.count("\n") == 1 and example.answer.endswith(".\n")
+        assert task.check(example.answer, example) and not task.check(" I do not know.", example)
+        assert example.group == name and task.groups == (name,)
+
+
+def test_bm25_shots_are_more_like_the_question_than_random_ones(folder):
+    pool = Gsm8k(**SMALL).shot_pool
+    task = Gsm8k(candidates="bm25", shots=1, pool_size=15, validation_size=5)
+    target = pool[0].question
+    problem = sources.Problem(target + " Truly?", "The answer is 1.", "1", "x")
+    example = task.example("test", 0, problem)
+    assert target in example.context[0]
+
+
+def test_a_question_is_never_its_own_shot(folder):
+    task = Gsm8k(candidates="bm25", **SMALL)
+    example = task.example("train", 0, task.shot_pool[0])
+    assert all(task.shot_pool[0].question not in shot for shot in example.context)
+
+
+def test_pool_and_difficulty(folder):
+    assert all("box" in shot for shot in Svamp(pool="mrd3", **SMALL).examples("test", 1)[0].context)
+    task = Mrd3(max_difficulty=2, **SMALL)
+    assert all(p.difficulty <= 2 for p in [*task.problems("train"), *task.shot_pool])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" She has 3 + 4 = 7. The answer is 7.", "7"),
+        ("The answer is $1,234.50. And 9", "1234.50"),
+        ("The answer is -3.", "-3"),
+        ("so 12 and then 15 apples", "15"),
+        ("The answer is unknown, 4 or 5", "4"),
+        ("The answer is here\nQ: 17?\nA: The answer is 3.", None),
+        ("It is 5.\n\nQ: 17?\nA: The answer is 3.", "5"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_check():
+    assert check("The answer is 1,000.", "The answer is 1000.0.") and check("so $72", "The answer is 72.")
+    assert not check("The answer is 71.", "The answer is 72.") and not check("", "The answer is 72.")
+
+
+def test_missing_files_say_what_to_set_and_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"gsm8k_train.jsonl .*RCP_DATA_DIR.*curl"):
+        Gsm8k().examples("train", 1)
+    monkeypatch.delenv("RCP_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"downloads/manual"):
+        Mrd3().examples("train", 1)
+    write_tiny(tmp_path / "tensorflow_datasets/downloads/manual")
+    assert len(Gsm8k(**SMALL).examples("train")) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        (
+            "gsm8k",
+            "gsm8k_test.jsonl",
+            '{"question": "q", "answer": "#### 1"}\n{"question"',
+            "gsm8k_test.jsonl:2: expected one",
+        ),
+        (
+            "gsm8k",
+            "gsm8k_test.jsonl",
+            '\n{"question": "q", "answer": "1"}\n',
+            "gsm8k_test.jsonl:2: expected 'answer' to end",
+        ),
+        ("gsm8k", "gsm8k_test.jsonl", '{"answer": "#### 1"}\n', "gsm8k_test.jsonl:1: expected 'question'"),
+        ("gsm8k", "gsm8k_test.jsonl", "[1]\n", "gsm8k_test.jsonl:1: expected a JSON object, found list"),
+        ("svamp", "svamp.json", '[\n{"Body": }]', "svamp.json:2: expected JSON"),
+        ("svamp", "svamp.json", '{"a": 1}', "expected a JSON list"),
+        ("svamp", "svamp.json", '[{"Body": "b", "Question": "q", "Answer": "x"}]', "entry 1: expected 'Answer'"),
+        ("addsub", "addsub.json", '[{"sQuestion": "q", "lSolutions": []}]', "entry 1: expected 'lSolutions'"),
+        ("addsub", "addsub.json", "[3]", "entry 1: expected a JSON object"),
+    ],
+)
+def test_malformed_rows_name_file_and_line(folder, name, file, text, message):
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        sources.problems(name, "test")
+
+
+def test_malformed_mrd3(folder):
+    path = folder / "mrd3_revise_difficulty.json"
+    rows = json.loads(path.read_text())
+    rows[4]["difficulty"] = "hard"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"entry 5: expected 'difficulty'"):
+        sources.problems("mrd3", "train")
+
+
+def test_not_utf8(folder):
+    (folder / "gsm8k_test.jsonl").write_bytes(b'{"question": "q", "answer": "#### 1"}\n{"question": "\xff"}\n')
+    with pytest.raises(UserError, match=r"gsm8k_test.jsonl:2: expected UTF-8"):
+        sources.problems("gsm8k", "test")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset": "aqua"}, "task.dataset"),
+        ({"pool": "svamp"}, "task.pool"),
+        ({"shots": 0}, "task.shots"),
+        ({"candidates": "best"}, "task.candidates = 'best': expected random or bm25"),
+        ({"source": "web"}, "task.source"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(UserError, match=message):
+        WordProblems(**fields)
+
+
+def test_impossible_requests(folder):
+    with pytest.raises(UserError, match=r"leave nothing of the 40"):
+        Gsm8k().examples("train")
+    with pytest.raises(UserError, match=r"svamp is for evaluation"):
+        Svamp().examples("train")
+    with pytest.raises(UserError, match=r"41 examples asked for: the test split of gsm8k has 40"):
+        Gsm8k(**SMALL).examples("test", 41)
+    with pytest.raises(UserError, match=r"task.shots = 30"):
+        _ = Gsm8k(pool_size=15, validation_size=5, shots=30).examples("test", 1)[0]
+    with pytest.raises(UserError, match=r"expected one of gsm8k"):
+        sources.problems("aqua", "test")
+    with pytest.raises(UserError, match=r"no published split 'train'"):
+        sources.problems("svamp", "train")
+
+
+@needs_real_files
+def test_published_files(monkeypatch):
+    monkeypatch.setenv("RCP_DATA_DIR", str(REAL_DIR))
+    sizes = {("gsm8k", "train"): 7473, ("gsm8k", "test"): 1319, ("svamp", "test"): 1000, ("addsub", "test"): 395}
+    for (name, split), size in (sizes | {("mrd3", "train"): 9151}).items():
+        rows = sources.problems(name, split)
+        assert len(rows) == size
+        assert sum(final_answer(row.solution) != row.answer.replace(",", "") for row in rows) == 0
+        assert not any("<<" in row.solution or "\n" in row.solution for row in rows)
+    example = Gsm8k(candidates="bm25").examples("test", 1)[0]
+    assert len(example.context) == 8 and example.answer.endswith("The answer is 18.\n")

@@ -1,0 +1,122 @@
+"""Pruning a user's own text, with a scorer that likes long words."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcp.data.tasks.jsonl import split_segments
+from rcp.infer.prompt import PromptPruner, PrunedPrompt
+from rcp.nn.pruner import Scores
+from rcp.types import Batch, Role, UserError
+
+
+class Letters:
+    """A tokenizer with a token a byte."""
+
+    vocab_size, pad_id, eos_id = 258, 256, 257
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def score(batch: Batch) -> Scores:
+    """Likes late segments and, within the context, late tokens."""
+    tokens = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1], dtype=jnp.float32), batch.tokens.shape)
+    segments = jnp.broadcast_to(jnp.arange(batch.support.shape[1], dtype=jnp.float32), batch.support.shape)
+    return Scores(tokens=tokens, segments=segments)
+
+
+PRUNER = PromptPruner(score, Letters(), "segment", max_tokens=300)
+TEXT = "one apple\n\ntwo pears \n \nthree\nlines\n\n\nfour"
+
+
+def test_segments_are_cut_at_blank_lines_and_nothing_is_lost() -> None:
+    assert split_segments(TEXT) == ("one apple\n\n", "two pears \n \n", "three\nlines\n\n\n", "four")
+    assert "".join(split_segments(TEXT)) == TEXT
+    assert split_segments(" \n\n ") == ()
+    assert split_segments("a\n\n") == ("a\n\n",)
+
+
+def test_whole_segments_are_kept_letter_by_letter() -> None:
+    (found,) = PRUNER([TEXT], ["which?"], keep_tokens=4 + 14)
+    assert found.text == "three\nlines\n\n\nfour"
+    assert (found.kept, found.asked, found.tokens) == (18, 18, len(TEXT))
+    assert (found.segments, found.kept_segments, found.note) == (4, (2, 3), "")
+
+
+def test_the_last_segment_that_fits_in_part_gives_its_first_tokens() -> None:
+    (found,) = PRUNER([TEXT], ["which?"], keep_tokens=9)
+    assert found.text == "threefour"
+
+
+def test_batch_gives_what_each_prompt_gives_alone() -> None:
+    contexts = [TEXT, "a\n\nb\n\nc", "x" * 70]
+    questions = ["q", "longer question?", "r"]
+    together = PRUNER(contexts, questions, keep_rate=0.4)
+    alone = [PRUNER([c], [q], keep_rate=0.4)[0] for c, q in zip(contexts, questions)]
+    assert together == alone
+    assert [found.kept for found in together] == [int(0.4 * found.tokens) for found in together]
+
+
+def test_budget_above_the_context_keeps_it_whole_and_says_so() -> None:
+    (found,) = PRUNER([TEXT], ["q"], keep_tokens=1000)
+    assert found.text == TEXT
+    assert "the budget of 1000 tokens is above the context's" in found.note and "kept whole" in found.note
+    assert PRUNER([TEXT], ["q"], keep_rate=1.0)[0].text == TEXT
+
+
+def test_forced_spans_are_kept() -> None:
+    (found,) = PRUNER([TEXT], ["q"], keep_tokens=5, force=["apple"])
+    assert found.text == "apple"
+    (found,) = PRUNER([TEXT], ["q"], keep_tokens=9, force=["ears", "es"])
+    assert "ears" in found.text and "es" in found.text and found.kept == 9
+    with pytest.raises(UserError, match=r"budget of 4 tokens is below the 5 tokens that must be kept .*at least 5"):
+        PRUNER([TEXT], ["q"], keep_tokens=4, force=["apple"])
+    with pytest.raises(UserError, match="not a regular expression"):
+        PRUNER([TEXT], ["q"], keep_tokens=4, force=["("])
+
+
+def test_scorer_sees_no_answer() -> None:
+    seen = []
+
+    def spy(batch: Batch) -> Scores:
+        seen.append(np.asarray(batch.role))
+        return score(batch)
+
+    PromptPruner(spy, Letters(), "token")([TEXT], ["q"], keep_rate=0.5)
+    assert not (seen[0] == Role.ANSWER).any() and (seen[0] == Role.QUESTION).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep_rate": 0.0}, r"--keep-rate 0: expected a fraction in \(0, 1\]"),
+        ({"keep_rate": 1.5}, r"--keep-rate 1.5: expected a fraction"),
+        ({"keep_tokens": 0}, r"--keep-tokens 0: expected at least 1"),
+        ({}, "either --keep-rate or --keep-tokens"),
+        ({"keep_rate": 0.5, "keep_tokens": 3}, "either --keep-rate or --keep-tokens"),
+    ],
+)
+def test_a_budget_out_of_range_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PRUNER([TEXT], ["q"], **arguments)
+
+
+def test_an_empty_context_and_an_overlong_prompt_are_refused() -> None:
+    with pytest.raises(UserError, match="prompt 2: empty context"):
+        PRUNER([TEXT, "\n \n"], ["q", "q"], keep_rate=0.5)
+    with pytest.raises(UserError, match="prompt 1: 401 tokens with its question; the pruner reads at most 300"):
+        PRUNER(["x" * 400], ["q"], keep_rate=0.5)
+
+
+def test_result_is_plain_data() -> None:
+    (found,) = PRUNER([TEXT], ["q"], keep_rate=0.5)
+    assert isinstance(found, PrunedPrompt)
+    json.dumps(vars(found))

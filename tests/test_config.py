@@ -1,0 +1,196 @@
+"""Configs: files, variants, flags, and an error with key and place for everything that is not right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from rcp.config import Config, ObjectiveConfig, TrainConfig
+from rcp.config_file import fill, fingerprint, from_dict, load_config, save_config, to_dict
+from rcp.types import UserError
+
+CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.py") if path.name != "__init__.py")
+
+FILE = '''
+"""A run."""
+import ml_collections
+
+def get_config(variant: str = ""):
+    if variant not in ("", "rl"):
+        raise ValueError(f"unknown variant {variant!r}")
+    c = ml_collections.ConfigDict()
+    c.task = {"name": "facts", "hops": (1, 2)}
+    c.objectives = {"nll": 1.0, "kl": {"weight": 0.5, "schedule": "linear", "steps": 10}}
+    c.budget = {"keep_rates": (0.25, 0.5)}
+    c.train = {"steps": 300}
+    if variant == "rl":
+        c.objectives = {"reinforce": 1}
+    return c
+'''
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    file = tmp_path / "run.py"
+    file.write_text(FILE)
+    return file
+
+
+def test_a_file_is_laid_over_the_defaults(path):
+    config = load_config(path)
+    assert config.task.name == "facts"
+    assert config.task.fields == {"hops": [1, 2]}
+    assert config.train == TrainConfig(steps=300)
+    assert config.budget.keep_rates == (0.25, 0.5)
+    assert config.objectives == {"nll": ObjectiveConfig(1.0), "kl": ObjectiveConfig(0.5, "linear", steps=10)}
+    assert config.optim == Config().optim
+
+
+def test_the_variant_follows_a_colon(path):
+    assert load_config(f"{path}:rl").objectives == {"reinforce": ObjectiveConfig(1.0)}
+    with pytest.raises(UserError, match=r"run.py: get_config\('lr'\) failed.*unknown variant 'lr'"):
+        load_config(f"{path}:lr")
+
+
+def test_flags_win_and_are_typed(path):
+    flags = [
+        "--config.train.steps=7",
+        "--config.optim.learning_rate=1",
+        "--config.budget.keep_rates=.5",
+        "--config.eval.keep_rates=(1, .5)",
+        "--config.task.hops=3",
+        "--config.task.name=chain",
+        "--config.objectives.nll.weight=2",
+        "--config.objectives.entropy=1e-3",
+        "--config.budget.soft=true",
+        "--config.data.train_examples=none",
+    ]
+    config = load_config(path, flags)
+    assert config.train.steps == 7
+    assert config.optim.learning_rate == 1.0
+    assert isinstance(config.optim.learning_rate, float)
+    assert config.budget.keep_rates == (0.5,)
+    assert config.eval.keep_rates == (1.0, 0.5)
+    assert (config.task.name, config.task.fields) == ("chain", {"hops": 3})
+    assert config.objectives["nll"].weight == 2.0
+    assert config.objectives["entropy"].weight == 1e-3
+    assert config.objectives["kl"].steps == 10
+    assert config.budget.soft is True
+    assert config.data.train_examples is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "train.step=3",
+            r"unknown config key config.train.step in the flag --config.train.step; did you mean .*steps\?",
+        ),
+        (
+            "trian.steps=3",
+            r"unknown config key config.trian in the flag --config.trian.steps; did you mean config.train\?",
+        ),
+        ("train.steps=-3", r"config.train.steps in the flag --config.train.steps should be 0 or more, not -3"),
+        ("train.steps=3.5", r"config.train.steps in the flag .* should be int, not 3.5"),
+        ("train.steps=many", r"config.train.steps .* should be int, not 'many'"),
+        ("budget.soft=1", r"config.budget.soft .* should be bool, not 1"),
+        ("budget.keep_rates=0", r"config.budget.keep_rates .* should be keep rates in \(0, 1\]"),
+        ("budget.keep_rates=[.5,1.5]", r"config.budget.keep_rates .* should be keep rates in \(0, 1\]"),
+        ("eval.keep_rates=-.1", r"config.eval.keep_rates .* should be keep rates in \(0, 1\]"),
+        ("budget.granularity=sentence", r"config.budget.granularity .* should be one of token, segment, two_stage"),
+        ("policy.baseline=leave_on_out", r"config.policy.baseline .* did you mean leave_one_out\?"),
+        ("objectives.reinforced=1", r"unknown objective config.objectives.reinforced in .*; did you mean reinforce\?"),
+        ("objectives.nll=high", r"config.objectives.nll .* should be a weight or a section"),
+        ("eval.methods=['ours','bm52']", r"unknown method 'bm52' in config.eval.methods .*; did you mean bm25\?"),
+        ("data.lengths=[64,32]", r"config.data.lengths .* should be ascending"),
+        ("train=3", r"config.train .* should be a section, not 3"),
+        ("parallel.shard_params=true", r"config.parallel.shard_params .* unless parallel.mode is .mesh"),
+        ("seed.a=1", r"config.seed .* should be int"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(path, flag, message):
+    with pytest.raises(UserError, match=message):
+        load_config(path, [f"--config.{flag}"])
+
+
+def test_a_wrong_key_in_the_file_names_the_file(path):
+    path.write_text(FILE.replace('"steps": 300', '"stesp": 300'))
+    with pytest.raises(
+        UserError, match=r"unknown config key config.train.stesp in .*run.py; did you mean .*train.steps"
+    ):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n  pass", r"run.py, line 1: "),
+        ("x = 1", r"run.py has no function get_config"),
+        ("def get_config():\n  return {}", r"it takes no variant"),
+    ],
+)
+def test_a_file_that_is_no_config(path, text, message):
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(f"{path}:rl")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no config file .*/nothing.py"):
+        load_config(tmp_path / "nothing.py")
+
+
+def test_json_there_and_back(path):
+    config = load_config(path)
+    assert from_dict(to_dict(config)) == config
+
+
+@dataclass(frozen=True)
+class Task:
+    sentences: int = 16
+    hops: tuple[int, ...] = (1,)
+
+
+def test_a_task_fills_its_own_section(path):
+    config = load_config(path, ["--config.task.sentences=8"])
+    assert fill(Task, config.task.fields, "config.task") == Task(8, (1, 2))
+    with pytest.raises(UserError, match=r"unknown config key config.task.hop; did you mean config.task.hops\?"):
+        fill(Task, {"hop": 1}, "config.task")
+
+
+def test_the_fingerprint_holds_what_decides_the_numbers(path):
+    base = load_config(path)
+    for same in ("train.steps=999", "train.log_every=1", "eval.examples=3"):
+        assert fingerprint(load_config(path, [same])) == fingerprint(base)
+    for other in ("seed=1", "optim.learning_rate=.5", "task.hops=1", "data.batch_size=2"):
+        assert fingerprint(load_config(path, [other])) != fingerprint(base)
+
+
+def test_a_run_keeps_its_config(path, tmp_path):
+    config = load_config(path)
+    save_config(config, tmp_path / "run")
+    assert load_config(tmp_path / "run" / "config.json") == config
+    save_config(replace(config, train=replace(config.train, steps=400, log_every=1)), tmp_path / "run")
+    with pytest.raises(UserError, match=r"config.train.steps: 400 there, 300 now \(may only grow\)"):
+        save_config(config, tmp_path / "run")
+    other = load_config(path, ["train.steps=400", "task.hops=2", "objectives.entropy=1"])
+    with pytest.raises(UserError) as error:
+        save_config(other, tmp_path / "run")
+    assert "config.task.hops: [1, 2] there, 2 now" in str(error.value)
+    assert "config.objectives.entropy.weight: '(not set)' there, 1.0 now" in str(error.value)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_every_config_of_the_repository_loads(file):
+    load_config(file)
+
+
+def test_reading_a_config_needs_no_jax(path):
+    """So that the command line answers at once when a key is wrong."""
+    code = f"import sys; from rcp.config_file import load_config; load_config({str(path)!r})"
+    code += "; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
