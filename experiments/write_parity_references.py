@@ -42,10 +42,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "qwen3-untied-sharded": ("Qwen3", dict(tie_word_embeddings=False, head_dim=16)),
 }
-SMOLLM2_TEXT_IDS = [
-    1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198, 504, 3575, 282, 4649, 314, 7042, 30,
-    2, 198, 1, 4093, 198, 2683, 1250, 314, 216, 33, 34, 1902, 216, 37, 47, 2, 198, 1, 520, 9531, 198,
+# A ChatML conversation (capitals of Italy; 17 plus 25).
+SMOLLM2_IDS = [
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198, 1,
+    4093, 198, 1780, 314, 260, 3575, 282, 7158, 47, 2, 198, 1, 520, 9531, 198, 504, 3575, 282, 7158, 314, 7268, 30, 2,
+    198, 1, 4093, 198, 3528, 638, 1083, 314, 216, 33, 39, 8055, 216, 34, 37, 47, 2, 198, 1, 520, 9531, 198,
 ]  # fmt: skip
+# Without digits, which the tokenizer that transformers derives from GGUF does not split.
+SMOLLM2_TEXT = "Anna's boss lives in Oslo, doesn't she?\n\n  Yes — naïve café; I've seen x_y == z.\tdone  <|im_end|>\n"
 
 
 def reference(model: Any, ids: np.ndarray, new: int, rows: int | None) -> dict[str, np.ndarray]:
@@ -92,6 +96,13 @@ def load_gguf(path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 
+def tokenize_gguf(path: Path, text: str) -> np.ndarray:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return np.array(tokenizer(text, add_special_tokens=False).input_ids, np.int32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -107,10 +118,11 @@ def main() -> None:
         np.savez_compressed(folder / "reference.npz", **reference(model, ids, new=8, rows=None))
         print(f"wrote {folder}")
     if arguments.gguf:
-        found = reference(load_gguf(arguments.gguf), np.array([SMOLLM2_TEXT_IDS]), new=16, rows=8)
+        found = reference(load_gguf(arguments.gguf), np.array([SMOLLM2_IDS]), new=16, rows=8)
         # The highest 512 logits of each row: enough to see a difference, and small.
         top = np.argsort(-found["logits"], axis=-1)[..., :512].astype(np.int32)
         found |= {"top": top, "logits": np.take_along_axis(found["logits"], top, axis=-1)}
+        found |= {"text": np.array(SMOLLM2_TEXT), "text_ids": tokenize_gguf(arguments.gguf, SMOLLM2_TEXT)}
         np.savez_compressed(arguments.out / "smollm2.npz", **found)
         print(f"wrote {arguments.out / 'smollm2.npz'}")
 

@@ -90,15 +90,13 @@ class ScorerConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much of the context is kept. `keep_tokens`, if set, wins over `keep_rates`; each example draws one of those.
-
-    `soft`: the budget is held by a Lagrange multiplier (dual ascent) rather than exactly.
+    """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
+    tokens); `keep_tokens`, if set, wins over them.
     """
 
     granularity: Granularity = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
     keep_tokens: int | None = None
-    soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,15 +115,45 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The reinforcement objectives: masks drawn an example, baseline, clipped ratio, updates a batch of samples."""
+    """The reinforcement objectives: masks drawn an example, baseline, clipped ratio.
+
+    `normalise` divides advantages by their deviation within the example (GRPO). `updates`: optimizer steps taken on the
+    same draws, rewards and labels, which cost the model's forward passes.
+    """
 
     samples: int = 4
     baseline: Literal["none", "self_critical", "moving_average", "leave_one_out"] = "leave_one_out"
     baseline_decay: float = 0.95
+    normalise: bool = False
     clip: float = 0.2
     updates: int = 1
+
+
+@dataclass(frozen=True)
+class RelaxConfig:
+    """The differentiable mask of the objectives "nll", "kl" and "budget"; see `rcp.nn.pruner.relax`.
+
+    "sigmoid" is a soft budget: it holds on average, by the objective "budget" and its Lagrange multiplier. `noise`: draw
+    Gumbel noise, else relax the deterministic mask.
+    """
+
+    method: Literal["straight_through", "threshold", "successive", "sigmoid"] = "straight_through"
     temperature: float = 1.0
-    relax: Literal["straight_through", "threshold", "successive"] = "straight_through"
+    noise: bool = True
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Where the keep-labels of the objective "bce" come from; see `rcp.train.labels`.
+
+    "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
+    from a segment alone. The last two become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain standardised
+    within the example.
+    """
+
+    source: Literal["support", "leave_one_out", "alone"] = "support"
+    sharpness: float = 4.0
+    above: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +228,8 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    relax: RelaxConfig = field(default_factory=RelaxConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -245,7 +275,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
-        "eval.bootstrap model.lora_rank model.n_layers model.d_model scorer.width policy.temperature"
+        "eval.bootstrap model.lora_rank model.n_layers model.d_model scorer.width relax.temperature"
     )
     for key in positive.split():
         need(_get(config, key) > 0, key, "above 0")

@@ -66,7 +66,7 @@ def test_flags_win_and_are_typed(path):
         "--config.task.name=chain",
         "--config.objectives.nll.weight=2",
         "--config.objectives.entropy=1e-3",
-        "--config.budget.soft=true",
+        "--config.relax.noise=false",
         "--config.data.train_examples=none",
     ]
     config = load_config(path, flags)
@@ -79,7 +79,7 @@ def test_flags_win_and_are_typed(path):
     assert config.objectives["nll"].weight == 2.0
     assert config.objectives["entropy"].weight == 1e-3
     assert config.objectives["kl"].steps == 10
-    assert config.budget.soft is True
+    assert config.relax.noise is False
     assert config.data.train_examples is None
 
 
@@ -97,7 +97,7 @@ def test_flags_win_and_are_typed(path):
         ("train.steps=-3", r"config.train.steps in the flag --config.train.steps should be 0 or more, not -3"),
         ("train.steps=3.5", r"config.train.steps in the flag .* should be int, not 3.5"),
         ("train.steps=many", r"config.train.steps .* should be int, not 'many'"),
-        ("budget.soft=1", r"config.budget.soft .* should be bool, not 1"),
+        ("relax.noise=1", r"config.relax.noise .* should be bool, not 1"),
         ("budget.keep_rates=0", r"config.budget.keep_rates .* should be keep rates in \(0, 1\]"),
         ("budget.keep_rates=[.5,1.5]", r"config.budget.keep_rates .* should be keep rates in \(0, 1\]"),
         ("eval.keep_rates=-.1", r"config.eval.keep_rates .* should be keep rates in \(0, 1\]"),

@@ -20,7 +20,7 @@ from rcp.nn.pruner import Granularity, budget_of_rate, compact, prune
 from rcp.policies import Policy, context_tokens
 from rcp.types import Batch, Role, UserError
 
-ROUND = 32
+ROUND = 16
 """Static lengths are multiples of this, so that close budgets share a compile."""
 
 

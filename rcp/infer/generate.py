@@ -48,7 +48,7 @@ def prefill(
     if valid is None:
         last = jnp.full((batch,), width - 1)
     else:
-        last = jnp.max(jnp.where(valid, jnp.arange(width), 0), axis=1)
+        last = jnp.max(jnp.where(valid, jnp.arange(width)[None, :], 0), axis=1)
     h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
     return model.logits(h), cache._replace(k=cache.k[:, :, :capacity], v=cache.v[:, :, :capacity])
 

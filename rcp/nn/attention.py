@@ -108,10 +108,10 @@ def _scores(q: Array, k: Array) -> Array:
 
 def _attend_block(q, k, v, valid, keep, past: Past | None, start):
     """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given."""
-    row = start + jnp.arange(q.shape[1])[:, None]
-    column = jnp.arange(k.shape[1])[None, :]
+    row = start + jnp.arange(q.shape[1])[None, :, None]
+    column = jnp.arange(k.shape[1])[None, None, :]
     own = row == column
-    allowed = (column <= row)[None]  # [batch or 1, queries, keys]
+    allowed = column <= row  # [batch or 1, queries, keys]
     if valid is not None:
         allowed = (allowed & valid[:, None, :]) | own
     scores = _scores(q, k)
@@ -125,7 +125,7 @@ def _attend_block(q, k, v, valid, keep, past: Past | None, start):
     top = jnp.max(jnp.where(counted, scores, -jnp.inf), axis=-1, keepdims=True)
     past_scores = None
     if past is not None:
-        there = jnp.arange(past.k.shape[1]) < past.length[:, None]
+        there = jnp.arange(past.k.shape[1])[None, :] < past.length[:, None]
         past_scores = jnp.where(there[:, None, None, None, :], _scores(q, past.k), -jnp.inf)
         top = jnp.maximum(top, jnp.max(past_scores, axis=-1, keepdims=True))
     top = lax.stop_gradient(top)  # the result does not depend on it

@@ -41,7 +41,7 @@ def rope_tables(
     positions: Int[Array, "batch tokens"], frequencies: Float[Array, " half"]
 ) -> tuple[Float[Array, "batch tokens 1 half"], Float[Array, "batch tokens 1 half"]]:
     """Cosine and sine of position times frequency, in float32 (bfloat16 cannot tell neighbouring positions apart)."""
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequencies
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -58,7 +58,8 @@ def rotate(
 def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: float) -> Float[Array, "*batch dim"]:
     """`scale * x / sqrt(mean(x^2) + eps)` over the last axis in float32 (arXiv:1910.07467)."""
     x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale.astype(jnp.float32)
+    scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale
 
 
 def linear(

@@ -140,7 +140,8 @@ class Scorer(nnx.Module):
             self.into = _normal(rngs, inputs, width)
             self.role = _normal(rngs, len(Role), width, scale=0.5)
             self.place = _normal(rngs, MAX_OFFSET, width, scale=0.5)
-            self.blocks = nnx.List([Block(inputs, width, config.heads, rngs) for _ in range(config.depth)])
+            for number in range(config.depth):
+                setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
         self.token_head = _normal(rngs, width, 1, scale=0.01)
         self.segment_head = _normal(rngs, width, 1, scale=0.01)
 
@@ -180,8 +181,8 @@ class Scorer(nnx.Module):
         offset = index - jax.lax.cummax(jnp.where(fresh, index, 0), axis=1)
         x = inputs @ self.into[...] + self.role[...][batch.role.astype(jnp.int32)]
         x = x + self.place[...][jnp.minimum(offset, MAX_OFFSET - 1)]
-        for block in self.blocks:
-            x = block(x, inputs, same, read)
+        for number in range(self.config.depth):
+            x = getattr(self, f"block{number}")(x, inputs, same, read)
         return x
 
     @staticmethod

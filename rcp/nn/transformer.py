@@ -234,7 +234,7 @@ class Transformer(nnx.Module):
         def project(name: str, heads: int) -> Array:
             y = linear(x, w[name], dtype)
             if c.qkv_bias:
-                y = y + w[name + "_bias"].astype(jnp.float32)
+                y = y + w[name + "_bias"].astype(jnp.float32)[None, None, :]
             return y.reshape(*y.shape[:2], heads, c.head_dim)
 
         q, k, v = project("q", c.n_heads), project("k", c.n_kv_heads), project("v", c.n_kv_heads)

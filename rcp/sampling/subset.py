@@ -105,10 +105,12 @@ def _counts(k: int | Array, batch: tuple[int, ...]) -> Int[Array, " *batch"]:
 def centred(parts: Split) -> Float[Array, "*batch tokens"]:
     """Ordinary logits less a constant: no probability changes, and a large common offset costs no digits.
 
-    The constant is a mean of clipped logits rather than the maximum, so that one huge logit does not move the others.
+    The constant is the mean of the logits below 1e5 in size rather than the maximum, so that one huge logit (`finfo.min`,
+    say) does not move the others.
     """
-    count = jnp.maximum(jnp.sum(parts.ordinary, axis=-1, keepdims=True, dtype=jnp.int32), 1)
-    mean = jnp.sum(jnp.clip(parts.values, -1e5, 1e5), axis=-1, keepdims=True) / count.astype(jnp.float32)
+    usual = parts.ordinary & (jnp.abs(parts.values) < 1e5)
+    count = jnp.maximum(jnp.sum(usual, axis=-1, keepdims=True, dtype=jnp.int32), 1)
+    mean = jnp.sum(jnp.where(usual, parts.values, np.float32(0)), axis=-1, keepdims=True) / count.astype(jnp.float32)
     return jnp.where(parts.ordinary, parts.values - lax.stop_gradient(mean), np.float32(0))
 
 
@@ -136,7 +138,8 @@ def set_log_prob(
     With D the tokens left out, r_s = phi_s - logsumexp_D(phi) and Gumbel variables phi + G, the set is drawn when its
     smallest variable exceeds the largest of D (Kool et al., arXiv 2002.06043). With u = exp(-e^y),
 
-        p(S) = int_0^1 prod_{s in S} (1 - u^exp(r_s)) du = int exp(y - e^y + sum_{s in S} log(1 - exp(-e^(y + r_s)))) dy.
+        p(S) = int_0^1 prod_{s in S} (1 - u^exp(r_s)) du
+             = int exp(y - e^y + sum_{s in S} log(1 - exp(-e^(y + r_s)))) dy.
 
     The second integrand is log-concave and entire in y, so the trapezoidal rule converges geometrically. Its mode
     lies in [0, log(1 + k)], and beyond the mode, where a = e^mode, it has fallen by at least a(e^d - 1 - d) at a

@@ -34,6 +34,7 @@ def _article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
+# Worded so that SmolLM2-135M copies the value where it reads the needed sentences alone.
 # No word of a statement, the person and the value apart, occurs in a question or stem of the same attribute.
 ATTRIBUTES: dict[str, Attribute] = {
     "city": Attribute(
@@ -42,11 +43,8 @@ ATTRIBUTES: dict[str, Attribute] = {
         lexicon.CITIES,
     ),
     "country": Attribute(
-        "{who} was born in {v}.",
-        (
-            ("Which country does {who} come from?", "{who} comes from the country of"),
-            ("What is the home country of {who}?", "The home country of {who} is"),
-        ),
+        "{who} is from {v}.",
+        (("What's the native country of {who}?", "The native country of {who} equals"),),
         lexicon.COUNTRIES,
     ),
     "trade": Attribute(
@@ -66,11 +64,6 @@ ATTRIBUTES: dict[str, Attribute] = {
         "{who} is {v}.",
         (("What's the age of {who}?", "The age of {who} equals"),),
         lexicon.AGES,
-    ),
-    "language": Attribute(
-        "{who} speaks {v}.",
-        (("What is the language of {who}?", "The language of {who} is"),),
-        lexicon.LANGUAGES,
     ),
     "food": Attribute(
         "{who} loves to eat {v}.",

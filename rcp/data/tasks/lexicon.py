@@ -59,13 +59,6 @@ physicist pilot plumber poet porter potter printer professor reporter sailor scu
 soldier surgeon tailor translator waiter writer
 """)
 
-LANGUAGES = _words("""
-Albanian Arabic Armenian Basque Bengali Bulgarian Catalan Chinese Croatian Czech Danish Dutch English Finnish French
-Georgian German Greek Hebrew Hindi Hungarian Icelandic Indonesian Irish Italian Japanese Korean Latin Lithuanian Malay
-Mongolian Norwegian Persian Polish Portuguese Romanian Russian Sanskrit Serbian Somali Spanish Swahili Swedish Tamil
-Thai Tibetan Turkish Ukrainian Urdu Vietnamese Welsh Yiddish
-""")
-
 FOODS = _words("""
 apples bacon bananas beans beef biscuits bread broccoli cabbage cake carrots cheese cherries chocolate corn cucumber
 curry eggs fish grapes ham honey lamb lentils lettuce lobster mango mushrooms mussels noodles nuts olives onions

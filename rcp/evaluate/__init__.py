@@ -1,0 +1,1 @@
+"""Comparison of pruning methods at equal token budgets."""

@@ -1,0 +1,43 @@
+"""Supervised objectives: through the relaxed mask, or to keep-labels."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from rcp.objectives.base import Outcome, Settings
+
+
+def nll(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
+    """Answer NLL under the pruned context, nats a token."""
+    assert outcome.nll is not None
+    return outcome.nll
+
+
+def kl(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
+    """KL(full-context model || pruned-context model) of the next token, mean over the answer's places, nats."""
+    assert outcome.kl is not None
+    return outcome.kl
+
+
+def bce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
+    """Binary cross-entropy of the scores to keep-labels in [0, 1], summed over what has a label, nats.
+
+    Labels belong to segments. Token scores (granularity "token" or "two_stage") learn them too, as the mean over the
+    tokens of a labelled segment (LLMLingua-2's classifier, arXiv 2403.12968, with labels spread over segments).
+    """
+    assert outcome.labels is not None
+    known = outcome.labels >= 0
+    total = jnp.zeros(known.shape[0], jnp.float32)
+    if settings.granularity != "token":
+        losses = optax.sigmoid_binary_cross_entropy(outcome.segment_scores, outcome.labels)
+        total += jnp.sum(jnp.where(known, losses, 0.0), axis=1)
+    if settings.granularity != "segment":
+        segment = outcome.batch.segment
+        label = jnp.take_along_axis(outcome.labels, jnp.maximum(segment, 0), axis=1)
+        losses = optax.sigmoid_binary_cross_entropy(outcome.token_scores, label)
+        counted = (segment >= 0) & (label >= 0)
+        mean = jnp.sum(jnp.where(counted, losses, 0.0), axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+        total += mean * jnp.sum(known, axis=1)
+    return total

@@ -1,0 +1,226 @@
+"""A config -> everything a run consists of: task, tokenizer, networks, stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rcp.config import Config
+from rcp.config_file import fill
+from rcp.data.pipeline import EncodedTask, TrainPipeline
+from rcp.data.tasks import TASKS, Task
+from rcp.nn.lora import init_lora
+from rcp.nn.scorer import Scorer, ScorerConfig
+from rcp.nn.transformer import Transformer, TransformerConfig
+from rcp.pretrained import load
+from rcp.train.loop import Stage
+from rcp.train.optim import make_optimizer
+from rcp.train.state import TrainState, new_state
+from rcp.train.step import Networks, make_pruner_step, make_reader_step, needs_of
+from rcp.types import Tokenizer, UserError
+
+ROUND = 16  # static lengths of pruned prompts are multiples of this
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Build:
+    """Attributes:
+    task, tokenizer: of the run.
+    networks: the graphs of model and scorer.
+    stages: "reader" (only where the model is trained from scratch) and "pruner".
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    networks: Networks
+    stages: list[Stage]
+
+
+def build(config: Config) -> Build:
+    """Loads what the config names and puts the run together. The same config always gives the same run.
+
+    Raises:
+      UserError: unknown task or task field; model without weights; an objective that cannot be computed.
+    """
+    task = make_task(config)
+    scratch = config.model.name == "scratch"
+    weights = None
+    if scratch:
+        tokenizer = task.tokenizer()
+        if tokenizer is None:
+            raise UserError(f'config.model.name is "scratch", but the task {config.task.name} brings no tokenizer')
+        model = _scratch_model(config, tokenizer)
+    else:
+        pretrained = load(config.model.name, dtype=config.model.dtype)
+        tokenizer, model = pretrained.tokenizer, pretrained.model
+    model_graph, model_state = nnx.split(model)
+    if not scratch:
+        weights = nnx.to_pure_dict(model_state)
+    scorer_graph, scorer_params = _scorer(config, model.config)
+    layer = None if config.scorer.kind == "standalone" else config.scorer.layer
+    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer)
+
+    stages = []
+    if scratch:
+        if not config.reader.steps:
+            raise UserError("config.reader.steps is 0, but a model from scratch must be trained before its pruner")
+        stages.append(_reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
+    stages.append(_pruner_stage(config, task, tokenizer, networks, scorer_params, weights))
+    return Build(task, tokenizer, networks, stages)
+
+
+def make_task(config: Config) -> Task:
+    """The task of a config. Raises UserError on an unknown name or field."""
+    if config.task.name not in TASKS:
+        raise UserError(f"config.task.name is {config.task.name!r}; known tasks: {', '.join(sorted(TASKS))}")
+    return fill(TASKS[config.task.name], config.task.fields, "config.task")
+
+
+def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
+    m = config.model
+    shape = TransformerConfig(
+        vocab_size=m.vocab_size or tokenizer.vocab_size,
+        d_model=m.d_model,
+        n_layers=m.n_layers,
+        n_heads=m.n_heads,
+        n_kv_heads=m.n_kv_heads,
+        head_dim=m.head_dim,
+        d_ff=m.d_ff,
+        rope_theta=m.rope_theta,
+        max_positions=m.max_positions,
+    )
+    return Transformer(shape, rngs=nnx.Rngs(config.seed), dtype=m.dtype, param_dtype="float32")
+
+
+def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Params]:
+    s = config.scorer
+    if s.width % s.heads:
+        raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
+    if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
+        raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
+    inputs = model.vocab_size if s.kind == "standalone" else model.d_model
+    scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads), nnx.Rngs(config.seed + 1))
+    graph, state = nnx.split(scorer)
+    return graph, nnx.to_pure_dict(state)
+
+
+def _reader_stage(
+    config: Config, task: Task, tokenizer: Tokenizer, networks: Networks, initial: Params
+) -> Stage:
+    r = config.reader
+    own_task = fill(TASKS[config.task.name], {**config.task.fields, **r.task}, "config.reader.task") if r.task else task
+    optim = replace(config.optim, model_learning_rate=r.learning_rate, warmup_steps=r.warmup_steps)
+    optimizer = make_optimizer(optim, r.steps, ("model",))
+
+    def init_state(previous: Params | None) -> TrainState:
+        params = {"model": initial}
+        return new_state(config.seed, params, optimizer.init(params))
+
+    def make_pipeline() -> TrainPipeline:
+        return TrainPipeline(
+            own_task,
+            tokenizer,
+            batch_size=r.batch_size or config.data.batch_size,
+            lengths=r.lengths or config.data.lengths,
+            max_segments=config.data.max_segments,
+            seed=config.seed,
+            count=None,
+            shard=_shard(),
+        )
+
+    return Stage("reader", r.steps, make_reader_step(networks, optimizer), init_state, lambda _: {}, make_pipeline)
+
+
+def _pruner_stage(
+    config: Config,
+    task: Task,
+    tokenizer: Tokenizer,
+    networks: Networks,
+    scorer_params: Params,
+    weights: Params | None,
+) -> Stage:
+    updates = config.train.steps * config.policy.updates
+    partitions = ("pruner",)
+    if config.model.train != "frozen":
+        partitions += ("model" if config.model.train == "full" else "lora",)
+    if "multiplier" in needs_of(config):
+        partitions += ("dual",)
+    optimizer = make_optimizer(config.optim, updates, partitions)
+
+    def model_params(previous: Params | None) -> Params:
+        if weights is not None:
+            return weights
+        assert previous is not None
+        return previous["model"]
+
+    def init_state(previous: Params | None) -> TrainState:
+        params: Params = {"pruner": scorer_params}
+        if config.model.train == "full":
+            params["model"] = model_params(previous)
+        elif config.model.train == "lora":
+            params["lora"] = init_lora(model_params(previous), config.model.lora_rank, jax.random.key(config.seed + 2))
+        if "dual" in partitions:
+            params["dual"] = {"budget": jnp.zeros((), jnp.float32)}
+        aux = {"baseline": jnp.zeros((), jnp.float32)} if config.policy.baseline == "moving_average" else {}
+        return new_state(config.seed + 3, params, optimizer.init(params), aux)
+
+    def frozen(previous: Params | None) -> Params:
+        return {} if config.model.train == "full" else {"model": model_params(previous)}
+
+    def make_pipeline() -> TrainPipeline:
+        return TrainPipeline(
+            task,
+            tokenizer,
+            batch_size=config.data.batch_size,
+            lengths=config.data.lengths,
+            max_segments=config.data.max_segments,
+            seed=config.seed + 4,
+            count=config.data.train_examples,
+            shard=_shard(),
+        )
+
+    lengths = _pruned_lengths(config, task, tokenizer)
+    return Stage(
+        "pruner", config.train.steps, make_pruner_step(config, networks, optimizer, lengths), init_state, frozen, make_pipeline
+    )
+
+
+def _shard() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _pruned_lengths(config: Config, task: Task, tokenizer: Tokenizer) -> Callable[[int], tuple[int, int]]:
+    """Static lengths that hold every training prompt pruned, and with one segment alone; measured when first asked for."""
+
+    @cache
+    def measured() -> tuple[int, int]:
+        encoded = EncodedTask(
+            task,
+            tokenizer,
+            "train",
+            config.data.train_examples,
+            length=max(config.data.lengths),
+            max_segments=config.data.max_segments,
+        )
+        short = single = 0
+        for index in range(len(encoded)):
+            example = encoded[index]
+            sizes = [len(segment) for segment in example.context]
+            fixed = example.length - sum(sizes)
+            rates = config.budget.keep_rates
+            budget = config.budget.keep_tokens or int(np.floor(max(rates) * sum(sizes) + 1e-4))
+            forced = sum(int(mask.sum()) for mask in example.forced)
+            short = max(short, fixed + min(max(budget, forced, 1), sum(sizes)))
+            single = max(single, fixed + max(sizes))
+        return -(-short // ROUND) * ROUND, -(-single // ROUND) * ROUND
+
+    return lambda whole: (min(measured()[0], whole), min(measured()[1], whole))

@@ -1,0 +1,56 @@
+"""Keep-labels for the objective "bce": from the task, or from what each segment does to the model's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rcp.config import LabelConfig
+from rcp.nn.pruner import compact
+from rcp.nn.reader import Reading
+from rcp.types import Batch, Role
+
+Read = Callable[[Batch], Reading]
+
+
+def keep_labels(config: LabelConfig, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"]:
+    """Labels in [0, 1], -1 where there is no segment or the task knows nothing.
+
+    Args:
+      read: the frozen model on prompts.
+      length: static length that holds any prompt with one segment (only "alone" reads so short ones).
+    """
+    if config.source == "support":
+        return batch.support.astype(jnp.float32)
+    gains = segment_gains(config.source == "alone", batch, read, length)
+    there = segment_exists(batch)
+    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1).astype(jnp.float32)
+    mean = jnp.sum(jnp.where(there, gains, 0.0), axis=1, keepdims=True) / count
+    variance = jnp.sum(jnp.where(there, jnp.square(gains - mean), 0.0), axis=1, keepdims=True) / count
+    standard = (gains - mean) * jax.lax.rsqrt(variance + 1e-6)
+    return jnp.where(there, jax.nn.sigmoid(config.sharpness * (standard - config.above)), -1.0)
+
+
+def segment_exists(batch: Batch) -> Bool[Array, "batch segments"]:
+    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
+    return jnp.any((batch.segment[..., None] == numbers) & (batch.role == Role.CONTEXT)[..., None], axis=1)
+
+
+def segment_gains(alone: bool, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"]:
+    """How much each segment helps, in nats a token of the answer, up to a constant an example.
+
+    `alone`: -NLL with that segment as the whole context. Else leave-one-out: NLL without the segment (less the constant NLL
+    with all of them). Reads one segment of all examples at a time, so memory does not grow with their number.
+    """
+    static = length if alone else batch.role.shape[1]
+
+    def one(segment: Array) -> Float[Array, " batch"]:
+        inside = batch.segment == segment
+        keep = (batch.role != Role.CONTEXT) | (inside if alone else ~inside)
+        nll = read(compact(batch, keep, static)).nll
+        return -nll if alone else nll
+
+    return jax.lax.map(one, jnp.arange(batch.support.shape[1], dtype=jnp.int32)).T

@@ -1,0 +1,250 @@
+"""The pure training steps: of the pruner (second stage), and of a from-scratch model (first stage).
+
+A pruner step has two parts. `collect` is the frozen model's work, without gradient: features, masks drawn and what they
+earned, keep-labels. `policy.updates` optimizer updates on these follow, each the gradient of the weighted objectives.
+Random draws are folded from (key, step, example), so that they do not depend on how the batch is split over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rcp.config import Config
+from rcp.nn import pruner
+from rcp.nn.lora import apply_lora
+from rcp.nn.pruner import Pruned, Scores
+from rcp.nn.reader import Reading, read
+from rcp.nn.scorer import early_features
+from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
+from rcp.objectives.rewards import RewardWeights, reward
+from rcp.train.labels import keep_labels
+from rcp.train.optim import objective_weight
+from rcp.train.state import Metrics, TrainState
+from rcp.types import Batch, Role
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The two graphs, without their parameters.
+
+    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone.
+    """
+
+    model: nnx.GraphDef
+    scorer: nnx.GraphDef
+    feature_layer: int | None
+    max_answer: int
+
+    def model_of(self, params: Params, frozen: Params) -> Any:
+        weights = params["model"] if "model" in params else frozen["model"]
+        return nnx.merge(self.model, apply_lora(weights, params["lora"]) if "lora" in params else weights)
+
+    def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
+        """The scorer's view of a batch, without gradient."""
+        if self.feature_layer is None:
+            return None
+        return jax.lax.stop_gradient(early_features(self.model_of(params, frozen), batch, self.feature_layer))
+
+    def score(self, params: Params, batch: Batch, features: Array | None) -> Scores:
+        return nnx.merge(self.scorer, params["pruner"])(batch, features)
+
+    def read(self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None) -> Reading:
+        return read(self.model_of(params, frozen), batch, max_answer=self.max_answer, keep=keep)
+
+
+class Collected(NamedTuple):
+    """The frozen model's work on a batch; None where no objective needs it. `pruned` has a leading axis of samples."""
+
+    features: Array | None
+    budget: Int[Array, " batch"]
+    keys: Array
+    labels: Array | None
+    full: Array | None  # log-probabilities of the full-context model
+    pruned: Pruned | None
+    old_log_prob: Array | None
+    reward: Array | None
+    exact: Array | None
+    baseline: Array | None
+
+
+def needs_of(config: Config) -> frozenset[str]:
+    """What the configured objectives need to be computed."""
+    return frozenset().union(*(OBJECTIVES[name].needs for name in config.objectives))
+
+
+def make_pruner_step(
+    config: Config, networks: Networks, optimizer: optax.GradientTransformation, lengths: Callable[[int], tuple[int, int]]
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step of the pruner's stage.
+
+    Args:
+      lengths: from the static length of a whole prompt to those that hold it pruned and with one segment alone.
+    """
+    objectives = {name: OBJECTIVES[name] for name in config.objectives}
+    needs, granularity = needs_of(config), config.budget.granularity
+    weights = {name: objective_weight(c, config.train.steps) for name, c in config.objectives.items()}
+    settings = Settings(config.policy.baseline, config.policy.normalise, config.policy.clip, granularity)
+    reward_weights = RewardWeights(config.reward.exact_match, config.reward.likelihood, config.reward.length)
+
+    def budget_of(batch: Batch, keys: Array) -> Int[Array, " batch"]:
+        if config.budget.keep_tokens is not None:
+            return jnp.full(batch.role.shape[0], config.budget.keep_tokens, jnp.int32)
+        rates = jnp.asarray(config.budget.keep_rates, jnp.float32)
+        choice = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(rates)))(keys)
+        return pruner.budget_of_rate(batch, rates[choice])
+
+    def collect(state: TrainState, frozen: Params, batch: Batch, axis_name: str | None) -> Collected:
+        base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
+        budget = budget_of(batch, keys)
+        features = networks.features(state.params, frozen, batch)
+        short, single = lengths(batch.role.shape[1])
+
+        def read_batch(prompts: Batch) -> Reading:
+            return networks.read(state.params, frozen, prompts)
+
+        labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
+        full = read_batch(batch).log_probs if "full" in needs else None
+        if "draws" not in needs:
+            return Collected(features, budget, keys, labels, full, None, None, None, None, None)
+
+        scores = networks.score(state.params, batch, features)
+        count = jnp.maximum(jnp.sum(batch.role == Role.CONTEXT, axis=1), 1).astype(jnp.float32)
+
+        def earn(pruned: Pruned) -> tuple[Array, Array]:
+            reading = read_batch(pruner.compact(batch, pruned.keep, short))
+            share = pruned.kept.astype(jnp.float32) / count
+            return reward(reading.nll, reading.exact, share, reward_weights), reading.exact
+
+        def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
+            pruned = pruner.prune(scores, batch, budget, granularity=granularity, keys=own)
+            old = pruner.log_prob(scores, batch, pruned, granularity=granularity)
+            return (pruned, old, *earn(pruned))
+
+        pruned, old, rewards, exact = jax.lax.map(one, jnp.arange(config.policy.samples, dtype=jnp.int32))
+        baseline = None
+        if config.policy.baseline == "self_critical":
+            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity))
+        elif config.policy.baseline == "moving_average":
+            baseline = jnp.broadcast_to(state.aux["baseline"], rewards.shape[1:])
+        return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)
+
+    def outcome_of(params: Params, frozen: Params, batch: Batch, c: Collected) -> Outcome:
+        scores = networks.score(params, batch, c.features)
+        keep = nll = kl = draws = None
+        if "relaxed" in needs:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(c.keys) if config.relax.noise else None
+            keep = pruner.relax(
+                scores,
+                batch,
+                c.budget,
+                granularity=granularity,
+                temperature=config.relax.temperature,
+                method=config.relax.method,
+                keys=own,
+            )
+            reading = networks.read(params, frozen, batch, keep)
+            nll = reading.nll
+            if c.full is not None:
+                kl = _divergence(c.full, reading)
+        if c.pruned is not None:
+            log_prob, entropy = jax.vmap(
+                lambda p: (
+                    pruner.log_prob(scores, batch, p, granularity=granularity),
+                    pruner.entropy(scores, batch, p, granularity=granularity),
+                )
+            )(c.pruned)
+            assert c.reward is not None and c.old_log_prob is not None
+            draws = Draws(c.reward, c.old_log_prob, log_prob, entropy, c.baseline)
+        dual = params["dual"]["budget"] if "dual" in params else None
+        return Outcome(batch, scores.tokens, scores.segments, c.labels, keep, nll, kl, c.budget, draws, dual)
+
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None
+    ) -> tuple[TrainState, Metrics]:
+        collected = jax.lax.stop_gradient(collect(state, frozen, batch, axis_name))
+        now = {name: jnp.asarray(weight(state.step), jnp.float32) for name, weight in weights.items()}
+
+        def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
+            outcome = outcome_of(params, frozen, batch, collected)
+            return combine(objectives, now, outcome, settings, axis_name)
+
+        def update(carry, _):
+            params, opt_state = carry
+            (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+            loss, terms, grads = _sum_shares((loss, terms, grads), axis_name)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
+            return (optax.apply_updates(params, updates), opt_state), metrics
+
+        carry = (state.params, state.opt_state)
+        if config.policy.updates == 1:
+            (params, opt_state), metrics = update(carry, None)
+        else:
+            (params, opt_state), metrics = jax.lax.scan(update, carry, None, length=config.policy.updates)
+            metrics = jax.tree.map(lambda x: x[0], metrics)  # of the first: before the batch was learned from
+        aux = dict(state.aux)
+        if collected.reward is not None:
+            mean = _sum_shares(global_mean(collected.reward.mean(0), batch.weight, axis_name), axis_name)
+            exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)  # type: ignore[union-attr]
+            metrics |= {"reward": mean, "exact_match": _sum_shares(exact, axis_name)}
+            if "baseline" in aux:
+                decay = config.policy.baseline_decay
+                aux["baseline"] = decay * aux["baseline"] + (1 - decay) * mean
+        if "dual" in params:
+            metrics["multiplier"] = params["dual"]["budget"]
+        return _finish(state, params, opt_state, aux, metrics)
+
+    return step
+
+
+def make_reader_step(
+    networks: Networks, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step of the model's own stage: answer NLL (nats, summed over the answer) on whole prompts."""
+
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None
+    ) -> tuple[TrainState, Metrics]:
+        def loss_of(params: Params) -> tuple[Array, Array]:
+            reading = networks.read(params, frozen, batch)
+            exact = global_mean(reading.exact.astype(jnp.float32), batch.weight, axis_name)
+            return global_mean(reading.nll_sum, batch.weight, axis_name), exact
+
+        (loss, exact), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss, exact, grads = _sum_shares((loss, exact, grads), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "exact_match": exact, "grad_norm": optax.global_norm(grads)}
+        return _finish(state, params, opt_state, state.aux, metrics)
+
+    return step
+
+
+def _finish(state: TrainState, params, opt_state, aux, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    metrics["nonfinite_run"] = opt_state.notfinite_count.astype(jnp.float32)
+    metrics["skipped"] = opt_state.total_notfinite.astype(jnp.float32)
+    return TrainState(state.step + 1, params, opt_state, aux, state.key), metrics
+
+
+def _sum_shares(tree: Any, axis_name: str | None) -> Any:
+    """Shares of global means, summed over the devices."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _divergence(full: Array, reading: Reading) -> Float[Array, " batch"]:
+    """KL(full || pruned) of the next token, mean over the answer's places."""
+    values = jnp.sum(jnp.exp(full) * (full - reading.log_probs), axis=-1)
+    count = jnp.maximum(reading.answer_tokens, 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(reading.answer_mask, values, 0.0), axis=1) / count
