@@ -73,7 +73,7 @@ format: install-dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
 parity: install-dev  ## compare with torch and transformers (installs the CPU build of torch, a large download)
-	@$(INSTALL) 'torch>=2.7,<2.14' 'transformers>=4.56' accelerate
+	@$(INSTALL) torch==2.13.0 transformers==5.23.0 accelerate
 	$(BIN)/python -m experiments.parity
 
 bench: install  ## time the sampler against jax.lax.top_k and one sort

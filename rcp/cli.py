@@ -91,6 +91,47 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------- rcp eval
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run; the report goes to its eval/")
+
+
+def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.train.parallel import use_compile_cache
+
+    use_compile_cache()
+    from rcp.evaluate.run import evaluate
+
+    evaluate(arguments.workdir, overrides)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- rcp prune
+
+
+def _prune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="prompt files, pruned in one batch; - is stdin")
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
+    parser.add_argument("--question", required=True, help="what the context is to answer; read, not printed")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--keep-rate", type=float, help="fraction of the context's tokens to keep, in (0, 1]")
+    budget.add_argument("--keep-tokens", type=int, help="tokens of the context to keep")
+    parser.add_argument("--force", action="append", default=[], metavar="REGEX", help="always keep what this matches")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file, counts included")
+
+
+def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.infer.prompt import prune_files
+
+    budget = {"keep_rate": arguments.keep_rate, "keep_tokens": arguments.keep_tokens}
+    prune_files(
+        arguments.workdir, arguments.files, arguments.question, force=arguments.force, as_json=arguments.json, **budget
+    )
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------- rcp doctor
 
 
@@ -107,6 +148,8 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": Command("Train a pruner, or go on training it.", _train_arguments, _train, takes_config=True),
+    "eval": Command("Compare a trained pruner with other methods.", _eval_arguments, _eval, takes_config=True),
+    "prune": Command("Prune prompt files; their segments are separated by blank lines.", _prune_arguments, _prune),
     "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),
 }
 """Every command by its name. To add one: its arguments, its function (imports inside), a line here."""

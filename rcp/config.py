@@ -206,7 +206,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What `rcp eval` compares. `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page."""
+    """What `rcp eval` compares. `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
+
+    `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
+    decoded greedily and the task judges the text.
+    """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
     methods: tuple[str, ...] = METHODS
@@ -214,6 +218,7 @@ class EvalConfig:
     batch_size: int = 16
     bootstrap: int = 1000
     shown: int = 8
+    decode: int = 0
     split: Literal["train", "validation", "test"] = "test"
 
 

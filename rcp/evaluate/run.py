@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
-from rcp.evaluate.sweep import Results
-from rcp.policies import Bm25, First, Full, Last, Learned, NoContext, Oracle, Perplexity, Policy, Random, Shorter
+from rcp.evaluate.answers import by_decoding
+from rcp.evaluate.sweep import Reader, Results, sweep
+from rcp.infer.trained import load_trained
+from rcp.policies import POLICIES, Bm25, Learned, Perplexity, Policy
 from rcp.types import Batch, UserError
 
 FILES = (
@@ -36,24 +41,18 @@ def make_policies(
     Raises:
       UserError: an unknown method.
     """
-    makers: dict[str, Callable[[], Policy]] = {
-        "full": Full,
-        "none": NoContext,
-        "shorter": Shorter,
-        "random": Random,
-        "first": First,
-        "last": Last,
-        "perplexity": lambda: Perplexity.of(model),
-        "bm25": lambda: Bm25(decode),
-        "oracle": Oracle,
-        "ours": lambda: ours,
-    }
-    if unknown := [method for method in methods if method not in makers]:
-        raise UserError(f"config.eval.methods: no method {unknown[0]!r}; expected some of {', '.join(makers)}")
+    if unknown := [method for method in methods if method not in POLICIES]:
+        raise UserError(f"config.eval.methods: no method {unknown[0]!r}; expected some of {', '.join(POLICIES)}")
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
-    return [makers[method]() for method in methods]
+    made: dict[str, Callable[[], Policy]] = {
+        **POLICIES,
+        "perplexity": lambda: Perplexity.of(model),
+        "bm25": lambda: Bm25(decode),
+        "ours": lambda: ours,
+    }
+    return [made[method]() for method in methods]
 
 
 def write_report(
@@ -72,4 +71,48 @@ def write_report(
     plots.write(folder / "report.png", rows)
     page.write(folder / "kept.html", results, decode)
     tables.print_console(rows)
+    return rows
+
+
+def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
+    """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
+
+    Args:
+      workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
+
+    Raises:
+      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples.
+    """
+    trained = load_trained(workdir, overrides)
+    config, task, tokenizer = trained.config, trained.build.task, trained.build.tokenizer
+    batches, examples = eval_batches(
+        task,
+        tokenizer,
+        config.eval.split,
+        config.eval.examples,
+        batch_size=config.eval.batch_size,
+        lengths=config.data.lengths,
+        max_segments=config.data.max_segments,
+    )
+    ours = Learned(score=jax.jit(trained.score), params=trained.weights)
+    policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
+    length = batches[0].tokens.shape[1]
+    print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
+    judge = None
+    if config.eval.decode:
+        judge = by_decoding(trained.model, tokenizer, task.check, examples, max_new=config.eval.decode)
+    results = sweep(
+        batches,
+        policies,
+        Reader(trained.read, trained.weights, judge),
+        keep_rates=config.eval.keep_rates,
+        granularity=config.budget.granularity,
+        seed=config.seed,
+        groups=task.groups or ("",),
+        shown=config.eval.shown,
+        progress=print,
+    )
+    folder = Path(workdir) / "eval"
+    rows = write_report(folder, results, tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
+    print(f"the reader was compiled for {results.compiles} static lengths; the report is in {folder}")
     return rows

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rcp.nn.pruner import Granularity, budget_of_rate, compact, prune
@@ -173,10 +174,11 @@ class _Bench:
         batch, real = self.batches[number], self.real[number]
         budget = policy.spend(batch, budget_of_rate(batch, max(rate, 1e-6)))
         length = self._length(rate if policy.swept else float(policy.name == "full"))
-        cut = partial(_select, granularity=granularity, length=length)
-        select = self._compile(("select", granularity, length), cut, scores, batch, budget)
+        select = self._compile(("select", granularity), partial(prune, granularity=granularity), scores, batch, budget)
+        drop = self._compile(("drop", length), partial(compact, length=length), batch, jnp.asarray(batch.forced))
         start = time.perf_counter()
-        pruned, short = jax.block_until_ready(select(scores, batch, budget))
+        pruned = select(scores, batch, budget)
+        short = jax.block_until_ready(drop(batch, pruned.keep))
         column.prune_seconds += time.perf_counter() - start
         reading, correct, seconds = self._read(number, short, length)
         column.model_seconds += seconds
@@ -246,21 +248,3 @@ class _Bench:
                 keep = np.stack([column.keep[number][place, :length] for column in columns])
                 out.append(Shown(int(batch.index[row]), batch.tokens[row, :length], batch.role[row, :length], keep))
         return out
-
-
-def _select(
-    scores: Any, batch: Batch, budget: jax.Array, *, granularity: Granularity, length: int
-) -> tuple[Any, Batch]:
-    pruned = prune(scores, batch, budget, granularity=granularity)
-    return pruned, compact(batch, pruned.keep, length)
-
-
-def select_methods(results: Results, methods: Sequence[str]) -> Results:
-    """The results of the named methods only."""
-    rows = [i for i, (method, _) in enumerate(results.settings) if method in methods]
-    return replace(
-        results,
-        settings=tuple(results.settings[i] for i in rows),
-        **{name: getattr(results, name)[rows] for name in ("kept", "nll", "em", "prune_seconds", "model_seconds")},
-        shown=tuple(replace(one, keep=one.keep[rows]) for one in results.shown),
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,13 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode
 from rcp.data.tasks.jsonl import split_segments
+from rcp.infer.trained import Trained, load_trained
 from rcp.nn.pruner import Granularity, Scores, budget_of_rate, prune
 from rcp.policies import context_tokens
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
+QUESTION = "Question: {question}\nAnswer:"
+"""How a bare question is written for the scorer, as in the tasks that it learned from."""
 ROUND = 64
 """Static lengths are multiples of this, so that prompts of similar length share a compile."""
 
@@ -169,3 +175,57 @@ def _pattern(expression: str) -> re.Pattern[str]:
         return re.compile(expression)
     except re.error as error:
         raise UserError(f"--force {expression!r} is not a regular expression: {error}") from error
+
+
+def pruner_of(trained: Trained) -> PromptPruner:
+    """The pruner of a training run, for texts."""
+    score = jax.jit(trained.score)
+    return PromptPruner(
+        score=partial(score, trained.weights),
+        tokenizer=trained.build.tokenizer,
+        granularity=trained.config.budget.granularity,
+        max_tokens=trained.model.config.max_positions,
+    )
+
+
+def prune_files(
+    workdir: str | Path,
+    files: Sequence[str],
+    question: str,
+    *,
+    keep_rate: float | None = None,
+    keep_tokens: int | None = None,
+    force: Sequence[str] = (),
+    as_json: bool = False,
+) -> list[PrunedPrompt]:
+    """`rcp prune`: prints the pruned texts to stdout and the counts to stderr. `files` may hold "-" for stdin.
+
+    Raises:
+      UserError: as in `PromptPruner` and `load_trained`; a file that cannot be read.
+    """
+    _check_budget(keep_rate, keep_tokens)  # before anything is loaded
+    contexts = [_read(name) for name in files]
+    for name, context in zip(files, contexts):
+        if not context.strip():
+            raise UserError(f"{name}: empty context: expected text, its segments separated by blank lines")
+    trained = load_trained(workdir)
+    # A task with a closed vocabulary has no words to dress the question in.
+    asked = QUESTION.format(question=question) if trained.build.task.tokenizer() is None else question
+    pruner = pruner_of(trained)
+    pruned = pruner(contexts, [asked] * len(files), keep_rate=keep_rate, keep_tokens=keep_tokens, force=force)
+    for name, found in zip(files, pruned):
+        if as_json:
+            print(json.dumps({"file": name, **asdict(found)}, ensure_ascii=False))
+        else:
+            sys.stdout.write(found.text if found.text.endswith("\n") else found.text + "\n")
+        counts = f"{name}: kept {found.kept} of {found.tokens} context tokens (asked for {found.asked}), "
+        counts += f"from {len(found.kept_segments)} of {found.segments} segments"
+        print(counts + (f"; {found.note}" if found.note else ""), file=sys.stderr)
+    return pruned
+
+
+def _read(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot be read as text: {error}") from error

@@ -4,10 +4,11 @@ With scores `s_ij = q_i . k_j / sqrt(d)` and a keep value `m_j` in [0, 1] per ke
 
     w_ij = m_ij exp(s_ij) / sum_l m_il exp(s_il),      m_ii = 1,   m_ij = m_j for j < i,   m_ij = 0 for j > i,
 
-that is, `log m` added to the scores, written multiplicatively. The two are equal for m > 0, but at m = 0 the logarithm has
-no gradient, while here `dw_ij / dm_j = exp(s_ij) / sum` is finite: a straight-through mask gets told what the dropped token
-would have brought. A hard zero gives exactly zero weight, and exactly zero gradient to the dropped token's key and value
-through every query but its own (a token always sees itself, so every row of weights has a positive sum).
+that is, `log m` added to the scores, written multiplicatively. The two are equal for m > 0, but at m = 0 the logarithm
+has no gradient, while here `dw_ij / dm_j = exp(s_ij) / sum` is finite: a straight-through mask gets told what the
+dropped token would have brought. A hard zero gives exactly zero weight, and exactly zero gradient to the dropped
+token's key and value through every query but its own (a token always sees itself, so every row of weights has a
+positive sum).
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def attention(
 ) -> Float[Array, "batch tokens heads dim"]:
     """Attention of each token to itself, to earlier valid tokens as far as kept, and to all of `past`.
 
-    Scores and softmax are float32 whatever the operands' dtype. Query head h reads key-value head `h // (heads / kv_heads)`;
-    keys and values are not repeated in memory. Once `tokens` passes `DENSE_LIMIT` no array has more than `block * tokens`
-    scores a head; past `REMATERIALISE` this holds for the backward pass too.
+    Scores and softmax are float32 whatever the operands' dtype. Query head h reads key-value head `h // (heads /
+    kv_heads)`; keys and values are not repeated in memory. Once `tokens` passes `DENSE_LIMIT` no array has more than
+    `block * tokens` scores a head; past `REMATERIALISE` this holds for the backward pass too.
 
     Args:
       q, k, v: rotated queries and keys, and values. Operands of the products are used in their own dtype.
@@ -66,14 +67,14 @@ def attention(
     if block is None:
         block = tokens if tokens <= DENSE_LIMIT else BLOCK
     if block >= tokens:
-        out = _attend_block(q, k, v, valid, keep, past, jnp.int32(0))
+        out = _attend_block(q, (k, v, valid, keep), past, jnp.int32(0))
     else:
         out = _attend_in_blocks(q, k, v, valid, keep, past, block)
     return out.reshape(batch, tokens, heads, dim)
 
 
 def _has_fused_kernel(q: Array) -> bool:
-    return jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+    return jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] in (64, 128)
 
 
 def _attend_in_blocks(q, k, v, valid, keep, past, block):
@@ -85,19 +86,19 @@ def _attend_in_blocks(q, k, v, valid, keep, past, block):
     outputs = []
     for first in range(0, blocks, per_group):
         start, end = first * block, min((first + per_group) * block, tokens)
-        seen = [None if x is None else x[:, :end] for x in (k, v, valid, keep)]
+        seen = tuple(None if x is None else x[:, :end] for x in (k, v, valid, keep))
         whole = (end - start) // block
         if whole > 1:
             queries = q[:, start : start + whole * block].reshape(q.shape[0], whole, block, *q.shape[2:])
             starts = start + block * jnp.arange(whole, dtype=jnp.int32)
             out = lax.map(
-                lambda item, seen=seen: attend(item[0], *seen, past, item[1]), (jnp.moveaxis(queries, 1, 0), starts)
+                lambda item, seen=seen: attend(item[0], seen, past, item[1]), (jnp.moveaxis(queries, 1, 0), starts)
             )
             outputs.append(jnp.moveaxis(out, 0, 1).reshape(q.shape[0], whole * block, *q.shape[2:]))
             start += whole * block
         while start < end:
             stop = min(start + block, end)
-            outputs.append(attend(q[:, start:stop], *seen, past, jnp.int32(start)))
+            outputs.append(attend(q[:, start:stop], seen, past, jnp.int32(start)))
             start = stop
     return jnp.concatenate(outputs, axis=1)
 
@@ -106,8 +107,9 @@ def _scores(q: Array, k: Array) -> Array:
     return jnp.einsum("bthgd,bshd->bhgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
 
 
-def _attend_block(q, k, v, valid, keep, past: Past | None, start):
+def _attend_block(q, seen, past: Past | None, start):
     """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given."""
+    k, v, valid, keep = seen
     row = start + jnp.arange(q.shape[1])[None, :, None]
     column = jnp.arange(k.shape[1])[None, None, :]
     own = row == column

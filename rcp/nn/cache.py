@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 class KVCache(NamedTuple):
     """Keys (already rotated) and values of the tokens read so far.
 
-    Slots `0 .. length[b] - 1` of example b are in use, in reading order; padding and dropped tokens take none. `position`
-    is the rotary position of the next token, which differs from `length` once tokens have been dropped.
+    Slots `0 .. length[b] - 1` of example b are in use, in reading order; padding and dropped tokens take none.
+    `position` is the rotary position of the next token, which differs from `length` once tokens have been dropped.
     """
 
     k: Float[Array, "layers batch capacity kv_heads dim"]
@@ -45,7 +45,7 @@ def append(
 ) -> KVCache:
     """Writes the `stored` tokens (None: all) of each example behind its last one.
 
-    The caller sees to it that they fit: writing past the capacity overwrites the last slots, as `dynamic_update_slice` does.
+    The caller sees to it that they fit: writing past the capacity overwrites the last slots.
     """
     count = jnp.int32(k.shape[2])
     if stored is not None:
@@ -59,9 +59,7 @@ def append(
         return lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, start, 0, 0))
 
     batched = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
-    return KVCache(
-        batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position
-    )
+    return KVCache(batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position)
 
 
 def select(cache: KVCache, keep: Bool[Array, "batch capacity"]) -> KVCache:

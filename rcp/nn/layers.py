@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3's rescaling of rotary frequencies for long contexts ("The Llama 3 Herd of Models", arXiv:2407.21783).
@@ -67,8 +68,8 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """`x @ weight` with operands in `dtype` and the product accumulated and returned in float32.
 
-    Rounding the operands and not the product is what makes bfloat16 fast on CPU (a bfloat16 result is computed no faster
-    than float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule.
+    Rounding the operands and not the product makes bfloat16 fast on CPU (a bfloat16 result is computed no faster than
+    float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule.
     """
     if dtype == jnp.float32:
         return _contract(x, weight.astype(jnp.float32), 0)

@@ -5,6 +5,8 @@ does. The transformer scorers therefore have, beside ordinary attention within a
 segments: its weights depend only on how similar two tokens' inputs are (a cosine in a learned projection, shared by
 query and key), with a learned threshold below which a token attends to nothing. So "the same name" is seen for names
 that never occurred in training, and one block is one hop: match a token elsewhere, spread what it brought over the segment.
+Along these paths goes a *relevance*, 1 on the question at first: a word that many segments share passes on little of it (the
+weights of a token sum to less than 1), a rare one much, as in BM25; and each block carries it one segment further.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ class Block(nnx.Module):
         self.threshold = nnx.Param(jnp.full((heads,), THRESHOLD))
         self.match_value = _normal(rngs, width, width)
         self.match_out = _normal(rngs, width, width, scale=0.5 * width**-0.5)
+        self.relevance_in = _normal(rngs, 2 * heads, width, scale=1.0)
         self.qkv = _normal(rngs, width, 3 * width)
         self.out = _normal(rngs, width, width, scale=0.5 * width**-0.5)
         self.up = _normal(rngs, width, 2 * width)
@@ -98,13 +101,20 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
+        relevance: Float[Array, "batch tokens heads"],
         inputs: Float[Array, "batch tokens inputs"],
         same: Bool[Array, "batch tokens tokens"],
         valid: Bool[Array, "batch tokens"],
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens heads"]]:
+        """`same`: which tokens belong to one group. Returns the new stream and the new relevance, in [0, 1]."""
         split = (*x.shape[:2], self.heads, -1)
+        match = self._match(inputs, ~same & valid[:, None, :])
         value = (_layer_norm(x) @ self.match_value[...]).reshape(split)
-        x = x + self._matched(inputs, value, ~same & valid[:, None, :]).reshape(x.shape) @ self.match_out[...]
+        x = x + jnp.einsum("bhts,bshd->bthd", match, value).reshape(x.shape) @ self.match_out[...]
+
+        reached = jnp.einsum("bhts,bsh->bth", match, relevance)
+        spread = 1.0 - jnp.exp(-jnp.einsum("bts,bsh->bth", (same & valid[:, None, :]).astype(jnp.float32), reached))
+        x = x + jnp.concatenate([reached, spread], axis=-1) @ self.relevance_in[...]
 
         q, k, v = jnp.split(_layer_norm(x) @ self.qkv[...], 3, axis=-1)
         q, k, v = q.reshape(split), k.reshape(split), v.reshape(split)
@@ -112,16 +122,16 @@ class Block(nnx.Module):
         scores = jnp.where((same & valid[:, None, :])[:, None], scores, -1e9)
         mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), v)
         x = x + mixed.reshape(x.shape) @ self.out[...]
-        return x + jax.nn.gelu(_layer_norm(x) @ self.up[...]) @ self.down[...]
+        x = x + jax.nn.gelu(_layer_norm(x) @ self.up[...]) @ self.down[...]
+        return x, jnp.maximum(relevance, spread)
 
-    def _matched(self, inputs, value, allowed) -> Float[Array, "batch tokens heads dim"]:
-        """Values of the tokens elsewhere that are like this one; nothing where none is (a softmax with a constant 0)."""
+    def _match(self, inputs, allowed) -> Float[Array, "batch heads tokens tokens"]:
+        """How much each token attends to those elsewhere that are like it; a softmax with a constant 0 beside them."""
         point = _unit(jnp.einsum("bti,him->bthm", inputs, self.match[...]))
         cosine = jnp.einsum("bthm,bshm->bhts", point, point)
         logits = self.sharpness[...][:, None, None] * (cosine - self.threshold[...][:, None, None])
         mass = jnp.where(allowed[:, None], jnp.exp(logits), 0.0)
-        weight = mass / (1.0 + jnp.sum(mass, axis=-1, keepdims=True))
-        return jnp.einsum("bhts,bshd->bthd", weight, value)
+        return mass / (1.0 + jnp.sum(mass, axis=-1, keepdims=True))
 
 
 class Scorer(nnx.Module):
@@ -181,8 +191,10 @@ class Scorer(nnx.Module):
         offset = index - jax.lax.cummax(jnp.where(fresh, index, 0), axis=1)
         x = inputs @ self.into[...] + self.role[...][batch.role.astype(jnp.int32)]
         x = x + self.place[...][jnp.minimum(offset, MAX_OFFSET - 1)]
+        question = (batch.role == Role.QUESTION).astype(jnp.float32)
+        relevance = jnp.broadcast_to(question[..., None], (*group.shape, self.config.heads))
         for number in range(self.config.depth):
-            x = getattr(self, f"block{number}")(x, inputs, same, read)
+            x, relevance = getattr(self, f"block{number}")(x, relevance, inputs, same, read)
         return x
 
     @staticmethod

@@ -18,9 +18,7 @@ def sliceable(tree: Any) -> Any:
     """Each bfloat16 leaf becomes (leaf, its bits); others stay. Give the result to `lax.scan`, see `from_slice`."""
     if jax.default_backend() != "cpu":
         return tree
-    return jax.tree.map(
-        lambda x: (x, lax.bitcast_convert_type(x, jnp.uint16)) if x.dtype == jnp.bfloat16 else x, tree
-    )
+    return jax.tree.map(lambda x: (x, lax.bitcast_convert_type(x, jnp.uint16)) if x.dtype == jnp.bfloat16 else x, tree)
 
 
 def from_slice(tree: Any) -> Any:

@@ -55,7 +55,7 @@ class TransformerConfig:
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
-    """The parameter tree as shapes. Matrices are [inputs, outputs]; everything under "layers" is stacked over layers."""
+    """The parameter tree as shapes. Matrices are [inputs, outputs]; all under "layers" is stacked over layers."""
     c, queries, keys = config, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     layers = {
         "attention_norm": (c.d_model,),
@@ -180,7 +180,9 @@ class Transformer(nnx.Module):
         Returns:
           h float32 [batch, tokens, dim], or (h, new cache) where a cache was given.
         """
-        h = self.embed(tokens) if inputs is None else inputs.astype(jnp.float32)
+        if (tokens is None) == (inputs is None):
+            raise ValueError("give either tokens or inputs")
+        h = inputs.astype(jnp.float32) if tokens is None else self.embed(tokens)  # pyright: ignore[reportOptionalMemberAccess]
         first = None if cache is None else cache.position
         if positions is None:
             positions = _count(h.shape[:2], valid, first)
@@ -200,18 +202,18 @@ class Transformer(nnx.Module):
             stacked["past"] = (cache.k, cache.v)
 
         def body(h, layer):
-            past = Past(*layer["past"], cache.length) if cache is not None else None
+            past = Past(layer["past"][0], layer["past"][1], cache.length) if cache is not None else None
             h, k, v = self._layer(from_slice(layer["weights"]), h, rope, valid, layer.get("keep", keep), past)
             return h, ((k, v) if cache is not None else None)
 
         h, new = lax.scan(jax.checkpoint(body) if self.remat else body, h, stacked)
         if stop is None:
             h = rms_norm(h, self.norm[...], self.config.norm_eps)
-        if cache is None:
+        if cache is None or new is None:
             return h
         stored = valid if keep is None else (keep > 0 if valid is None else valid & (keep > 0))
         seen = jnp.where(True if valid is None else valid, positions, -1).max(axis=1) + 1
-        return h, kv.append(cache, *new, stored, jnp.maximum(seen, cache.position))
+        return h, kv.append(cache, new[0], new[1], stored, jnp.maximum(seen, cache.position))
 
     def logits(self, h: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Next-token logits in float32."""

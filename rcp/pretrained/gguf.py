@@ -92,7 +92,7 @@ def read_config(file: GGUF) -> TransformerConfig:
         d_ff=int(file.need(f"{kind}.feed_forward_length")),
         rope_theta=theta,
         rope_scaling=_rope_scaling(file, head_dim, theta),
-        norm_eps=float(file.need(f"{kind}.attention.layer_norm_rms_epsilon")),
+        norm_eps=float(str(np.float32(file.need(f"{kind}.attention.layer_norm_rms_epsilon")))),  # 1e-6, not 9.99..e-7
         tie_embeddings=NAMES["head"] not in file.tensors,
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",

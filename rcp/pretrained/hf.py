@@ -115,7 +115,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     single = folder / "model.safetensors"
     if not single.exists():
         raise UserError(
-            f"{folder}: no weights; expected model.safetensors, or shards with model.safetensors.index.json, or a .gguf file"
+            f"{folder}: no weights; expected model.safetensors, or shards with model.safetensors.index.json, "
+            "or a .gguf file"
         )
     try:
         with safe_open(single, framework="numpy") as file:
@@ -142,13 +143,11 @@ def read_model(folder: Path, dtype: str, param_dtype: str | None = None) -> Tran
             raise UserError(f"{where[name]}: tensor {name!r} cannot be read ({error})") from error
 
     ignore = ["rotary_emb.inv_freq", *(["lm_head.weight"] if config.tie_embeddings else [])]
-    return assemble(
-        config, NAMES, read, where.keys(), str(folder), dtype=dtype, param_dtype=param_dtype, ignore=ignore
-    )
+    return assemble(config, NAMES, read, where.keys(), str(folder), dtype=dtype, param_dtype=param_dtype, ignore=ignore)
 
 
 def read_tokenizer(folder: Path) -> PretrainedTokenizer:
-    """Reads tokenizer.json, with the special tokens and chat template of tokenizer_config.json or chat_template.jinja."""
+    """Reads tokenizer.json; special tokens and chat template from tokenizer_config.json or chat_template.jinja."""
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{path} is missing: only tokenizers in the `tokenizers` library's format are supported")

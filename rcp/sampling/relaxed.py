@@ -57,14 +57,19 @@ def relaxed_top_k(
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     parts = split(logits, k, valid)
-    batch = parts.kept.shape
-    tau = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), batch)[..., None]
+    tau = jnp.asarray(temperature, jnp.float32)
     if method == "threshold":
-        entries = _threshold_entries(parts, tau)
-    elif method == "successive":
-        entries = _successive_entries(parts, tau, static_bound(k, parts.values.shape[-1], max_k))
-    else:
-        raise ValueError(f"unknown method {method!r}; expected 'threshold' or 'successive'")
+        return _relax(parts, tau, None)
+    if method == "successive":
+        return _relax(parts, tau, static_bound(k, parts.values.shape[-1], max_k))
+    raise ValueError(f"unknown method {method!r}; expected 'threshold' or 'successive'")
+
+
+@partial(jax.jit, static_argnums=2)
+def _relax(parts: Split, temperature: Array, steps: int | None) -> Array:
+    """Successive softmax with that many steps, or the threshold where None."""
+    tau = jnp.broadcast_to(jnp.maximum(temperature, np.float32(1e-8)), parts.kept.shape)[..., None]
+    entries = _threshold_entries(parts, tau) if steps is None else _successive_entries(parts, tau, steps)
     return jnp.where(parts.ordinary, entries, forced_mask(parts).astype(jnp.float32))
 
 
@@ -80,7 +85,6 @@ def straight_through(hard: Array, soft: Float[Array, "..."]) -> Float[Array, "..
     return hard + (soft - lax.stop_gradient(soft))
 
 
-@jax.jit
 def _threshold_entries(parts: Split, tau: Array) -> Array:
     available = jnp.sum(parts.ordinary, axis=-1, dtype=jnp.int32)
     scaled = jnp.where(parts.ordinary, parts.values / tau, np.float32(0))
@@ -151,7 +155,6 @@ def _from_ordered(bits: Array) -> Array:
     return lax.bitcast_convert_type(bits ^ (lax.shift_right_arithmetic(bits, 31) & 0x7FFFFFFF), jnp.float32)
 
 
-@partial(jax.jit, static_argnums=2)
 def _successive_entries(parts: Split, tau: Array, steps: int) -> Array:
     tiny = np.finfo(np.float32).tiny
 

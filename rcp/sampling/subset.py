@@ -72,41 +72,48 @@ def split(
         raise TypeError(f"logits must be of a floating type, not {logits.dtype}")
     if logits.ndim == 0:
         raise ValueError("logits must have an axis of tokens")
-    batch = logits.shape[:-1]
-    values = logits.astype(jnp.float32)
-    excluded = values == -jnp.inf
     if valid is not None:
         valid = jnp.asarray(valid)
         if valid.shape != logits.shape or valid.dtype != jnp.bool_:
             raise ValueError(f"valid must be bool {logits.shape}, not {valid.dtype} {valid.shape}")
+    return _split(logits, None if k is None else _counts(k, logits.shape[:-1]), valid)
+
+
+@jax.jit
+def _split(logits: Array, k: Array | None, valid: Array | None) -> Split:
+    values = logits.astype(jnp.float32)
+    excluded = values == -jnp.inf
+    if valid is not None:
         excluded = excluded | ~valid
     forced = (values == jnp.inf) & ~excluded
     ordinary = ~(forced | excluded)
     values = jnp.clip(jnp.where(ordinary, values, np.float32(0)), -_LOGIT_BOUND, _LOGIT_BOUND)
     forced_count = jnp.sum(forced, axis=-1, dtype=jnp.int32)
     available = forced_count + jnp.sum(ordinary, axis=-1, dtype=jnp.int32)
-    kept = available if k is None else jnp.minimum(_counts(k, batch), available)
+    kept = available
+    if k is not None:
+        kept = jnp.clip(jnp.broadcast_to(k.astype(jnp.int32), available.shape), 0, available)
     return Split(values, ordinary, forced, kept, jnp.maximum(kept - forced_count, 0))
 
 
-def _counts(k: int | Array, batch: tuple[int, ...]) -> Int[Array, " *batch"]:
+def _counts(k: int | Array, batch: tuple[int, ...]) -> Array:
     if isinstance(k, (int, np.integer)) and not isinstance(k, bool):
         if k < 0:
             raise ValueError(f"k must not be negative, got {k}")
-        return jnp.full(batch, min(int(k), np.iinfo(np.int32).max), jnp.int32)
+        return jnp.asarray(np.int32(min(int(k), np.iinfo(np.int32).max)))
     k = jnp.asarray(k)
     if not jnp.issubdtype(k.dtype, jnp.integer):
         raise TypeError(f"k must be an int or an integer array, not {k.dtype}")
     if k.shape not in ((), batch):
         raise ValueError(f"k must be a scalar or have the batch shape {batch}, not {k.shape}")
-    return jnp.maximum(jnp.broadcast_to(k, batch).astype(jnp.int32), 0)
+    return k
 
 
 def centred(parts: Split) -> Float[Array, "*batch tokens"]:
     """Ordinary logits less a constant: no probability changes, and a large common offset costs no digits.
 
-    The constant is the mean of the logits below 1e5 in size rather than the maximum, so that one huge logit (`finfo.min`,
-    say) does not move the others.
+    The constant is the mean of the logits below 1e5 in size rather than the maximum, so that one huge logit
+    (`finfo.min`, say) does not move the others.
     """
     usual = parts.ordinary & (jnp.abs(parts.values) < 1e5)
     count = jnp.maximum(jnp.sum(usual, axis=-1, keepdims=True, dtype=jnp.int32), 1)

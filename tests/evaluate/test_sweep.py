@@ -16,6 +16,7 @@ from rcp.evaluate.sweep import ROUND, Reader, Results, sweep
 from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
 from rcp.types import Batch, Example, Role, UserError
 
+pytestmark = pytest.mark.lax
 TOKENIZER = SymbolTokenizer([f"w{i}" for i in range(300)] + ["<b>"])
 SEGMENTS, WORDS, COUNT, ROWS = 10, 10, 7, 4
 

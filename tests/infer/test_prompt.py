@@ -13,6 +13,8 @@ from rcp.infer.prompt import PromptPruner, PrunedPrompt
 from rcp.nn.pruner import Scores
 from rcp.types import Batch, Role, UserError
 
+pytestmark = pytest.mark.lax
+
 
 class Letters:
     """A tokenizer with a token a byte."""

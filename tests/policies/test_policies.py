@@ -30,6 +30,7 @@ from rcp.types import Batch, Example, Role
 
 WORDS = [f"w{i}" for i in range(20)] + ["anna", "tom", "lives", "in", "oslo", "rome", "where", "?", "."]
 TOKENIZER = SymbolTokenizer(WORDS)
+pytestmark = pytest.mark.lax  # the pruner is tested strictly elsewhere; scores are, in test_scores_are_strict
 KEY = jax.random.key(0)
 PRUNE = jax.jit(prune, static_argnames="granularity")
 EXAMPLES = [
@@ -137,7 +138,6 @@ def model() -> Transformer:
     return Transformer(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.lax
 @pytest.mark.parametrize("length", [24, CHUNK + 9])
 def test_self_information_is_the_model_log_probability(model: Transformer, length: int) -> None:
     batch = batch_of(length=length)
@@ -149,7 +149,6 @@ def test_self_information_is_the_model_log_probability(model: Transformer, lengt
     np.testing.assert_allclose(found[:, 1:][valid[:, 1:]], expected[valid[:, 1:]], atol=1e-5)
 
 
-@pytest.mark.lax
 def test_perplexity_keeps_the_most_surprising(model: Transformer) -> None:
     batch = batch_of()
     information = np.asarray(jax.jit(lambda b: self_information(model, b))(batch))
@@ -178,6 +177,16 @@ def test_compacted_prompt_reads_as_the_kept_text() -> None:
     short = compact(batch, pruned.keep, 16)
     length = int(np.sum(np.asarray(short.role[0]) != Role.PAD))
     assert TOKENIZER.decode(np.asarray(short.tokens[0, :length])) == " w0 anna lives in oslo . where anna ? oslo"
+
+
+def test_scores_are_strict() -> None:
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for policy in (Full(), NoContext(), Shorter(), First(), Last(), Random(), Oracle(), Bm25(TOKENIZER.decode)):
+            batch = batch_of()
+            scores = policy.scores(batch, key=KEY)
+            assert scores.tokens.shape == batch.tokens.shape and scores.tokens.dtype == np.float32
+            assert scores.segments.shape == batch.support.shape and scores.segments.dtype == np.float32
+            assert policy.spend(batch, np.array([3, 3], np.int32)).dtype == np.int32
 
 
 def test_names() -> None:

@@ -59,18 +59,13 @@ def test_jacobian_of_the_marginals_is_the_covariance(theta):
 def test_gradients():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32)
     mask = sampling.conditional_bernoulli(jax.random.key(0), logits, 3).mask
-    check_grads(lambda x: sampling.marginals(x, 3), (logits,), order=2, modes=["rev"], atol=1e-2, rtol=1e-2, eps=1e-2)
-    check_grads(
-        lambda x: sampling.conditional_bernoulli_log_prob(x, mask),
-        (logits,),
-        order=2,
-        modes=["rev"],
-        atol=1e-2,
-        eps=1e-2,
-    )
-    check_grads(
-        lambda x: sampling.conditional_bernoulli_entropy(x, 3), (logits,), order=1, modes=["rev"], atol=1e-2, eps=1e-2
-    )
+
+    @jax.jit
+    def all_three(x):
+        log_p = sampling.conditional_bernoulli_log_prob(x, mask)
+        return sampling.marginals(x, 3), log_p, sampling.conditional_bernoulli_entropy(x, 3)
+
+    check_grads(all_three, (logits,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2, eps=1e-2)
 
 
 def test_score_function_estimates_the_enumerated_gradient():
@@ -130,19 +125,23 @@ def test_traced_k_infinities_and_batch_shapes():
     @jax.jit
     def run(x, k):
         traces.append(None)
-        subset = sampling.conditional_bernoulli(jax.random.key(0), x, k, valid=valid)
-        return subset, sampling.marginals(x, k, valid=valid), sampling.conditional_bernoulli_entropy(x, k, valid=valid)
 
-    subset, probability, entropy = run(logits, k)
+        def total(x):
+            subset = sampling.conditional_bernoulli(jax.random.key(0), x, k, valid=valid)
+            probability = sampling.marginals(x, k, valid=valid)
+            entropy = sampling.conditional_bernoulli_entropy(x, k, valid=valid)
+            return jnp.sum(jnp.square(probability)) + jnp.sum(subset.log_prob + entropy), (subset, probability)
+
+        return jax.value_and_grad(total, has_aux=True)(x)
+
+    (value, (subset, probability)), slope = run(logits, k)
     np.testing.assert_array_equal(subset.mask.sum(-1), [[3, 2], [0, 5]])
     np.testing.assert_allclose(probability.sum(-1), [[3, 2], [0, 5]], rtol=1e-6)
     np.testing.assert_array_equal(probability[0, 1], [1, 1, 0, 0, 0, 0])
     assert subset.mask[0, 0, 0] and not subset.mask[0, 0, 3] and not subset.mask[1, 1, 4]
-    assert np.isfinite(subset.log_prob).all() and np.isfinite(entropy).all()
-    slope = jax.grad(
-        lambda x: jnp.sum(jnp.square(run(x, k)[1])) + jnp.sum(run(x, k)[0].log_prob) + jnp.sum(run(x, k)[2])
-    )(logits)
-    assert np.isfinite(slope).all()
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    run(logits, k - 1)
+    assert len(traces) == 1
 
 
 def test_bound_for_a_traced_k():

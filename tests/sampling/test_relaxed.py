@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from rcp import sampling
 
 from . import enumeration as exact
 
-METHODS = ["threshold", "successive"]
+METHODS: list[Literal["threshold", "successive"]] = ["threshold", "successive"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +124,7 @@ def test_traced_k_and_temperature_per_example():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12)), jnp.float32)
     k, tau = jnp.asarray([1, 4, 7], jnp.int32), jnp.asarray([0.1, 1.0, 5.0])
     for method in METHODS:
-        got = jax.jit(lambda x, k, t, m=method: sampling.relaxed_top_k(x, k, t, method=m, max_k=8))(logits, k, tau)
+        got = jax.jit(partial(sampling.relaxed_top_k, method=method, max_k=8))(logits, k, tau)
         for row in range(3):
             alone = sampling.relaxed_top_k(logits[row], int(k[row]), float(tau[row]), method=method)
             np.testing.assert_allclose(got[row], alone, atol=1e-5)

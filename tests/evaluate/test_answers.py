@@ -1,0 +1,45 @@
+"""Exact match by decoding agrees with exact match by teacher forcing where only one text is right."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from rcp.data.pack import collate, encode
+from rcp.data.tokenizer import SymbolTokenizer
+from rcp.evaluate.answers import by_decoding
+from rcp.infer.generate import generate
+from rcp.nn.reader import read
+from rcp.nn.transformer import Transformer, TransformerConfig
+from rcp.types import Batch, Example
+
+pytestmark = pytest.mark.lax
+TOKENIZER = SymbolTokenizer([f"w{i}" for i in range(30)])
+
+
+def batch_of(examples: list[Example]) -> Batch:
+    return collate([encode(example, TOKENIZER, index=i) for i, example in enumerate(examples)], 16, 2, len(examples))
+
+
+def test_decoding_and_teacher_forcing_agree() -> None:
+    config = TransformerConfig(
+        vocab_size=TOKENIZER.vocab_size, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=16
+    )
+    model = Transformer(config, rngs=nnx.Rngs(1))
+    prompts = [" w1 w2", " w3", " w4 w5 w6"]
+    examples = [Example("", (prompt,), " w7", " w8 w9") for prompt in prompts]
+    batch = batch_of(examples)
+    valid = (batch.role != 0) & (batch.role != 4)
+    greedy = jax.jit(lambda tokens, valid: generate(model, tokens, valid=valid, max_new=2).tokens)
+    said = np.asarray(greedy(batch.tokens, valid))
+    # The second of three examples gets a wrong gold answer, the others what the model says.
+    gold = [TOKENIZER.decode(row.tolist()) for row in said]
+    gold[1] = gold[1].rsplit(" ", 1)[0] + (" w3" if not gold[1].endswith(" w3") else " w4")
+    examples = [Example("", (prompt,), " w7", answer) for prompt, answer in zip(prompts, gold)]
+    batch = batch_of(examples)
+    judge = by_decoding(model, TOKENIZER, lambda text, example: text == example.answer, examples, max_new=2)
+    exact = jax.jit(lambda batch: read(model, batch, max_answer=4).exact)(batch)
+    np.testing.assert_array_equal(exact, [True, False, True])
+    np.testing.assert_array_equal(judge(batch), exact)

@@ -1,0 +1,96 @@
+"""`rcp train`, `rcp eval` and `rcp prune` on a run that is only there to be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcp.cli import main
+from rcp.evaluate.run import FILES
+from rcp.evaluate.tables import read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.lax
+TINY = """
+import runpy
+
+def get_config(variant=""):
+    config = runpy.run_path("{smoke}")["get_config"]().to_dict()
+    config["objectives"] = {{"bce": 1.0}}
+    config["reader"]["steps"] = config["train"]["steps"] = 2
+    config["parallel"] = {{"devices": 1}}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.py").write_text(TINY.format(smoke=ROOT / "configs" / "smoke.py"))
+    assert main(["train", f"--config={folder / 'tiny.py'}", f"--workdir={folder}"]) == 0
+    assert main(["eval", f"--workdir={folder}", "--config.eval.examples=12", "--config.eval.batch_size=8"]) == 0
+    return folder
+
+
+def test_eval_writes_every_file(workdir: Path) -> None:
+    assert {path.name for path in (workdir / "eval").iterdir()} == set(FILES)
+
+
+def test_report_compares_all_methods_at_all_rates(workdir: Path) -> None:
+    rows = json.loads((workdir / "eval" / "report.json").read_text())
+    methods = ["full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours"]
+    assert list(dict.fromkeys(row["method"] for row in rows)) == methods
+    assert {row["metric"] for row in rows} == {"em", "nll"}
+    for row in (row for row in rows if row["group"] == "all"):
+        assert row["n"] == 12 and row["ci_low"] <= row["value"] <= row["ci_high"]
+        assert row["keep_rate_asked"] in {"full": (1.0,), "none": (0.0,)}.get(row["method"], (0.5, 0.25))
+        assert row["prune_seconds"] > 0 and row["model_seconds"] > 0
+
+
+def test_methods_spend_the_same(workdir: Path) -> None:
+    results = read_results(workdir / "eval" / "results.npz")
+    for (method, rate), kept in zip(results.settings, results.kept):
+        if method not in ("full", "none", "shorter"):
+            np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
+
+
+def test_prune_prints_the_text_and_the_counts(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = [f" v{i} = {i} ;" for i in range(4)]
+    (tmp_path / "a.txt").write_text("\n\n".join(context))
+    arguments = ["prune", f"--workdir={workdir}", str(tmp_path / "a.txt"), "--question", " v1 ?"]
+    assert main([*arguments, "--keep-rate=0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.split()) == 8
+    assert "kept 8 of 16 context tokens (asked for 8), from 2 of 4 segments" in err
+    assert main([*arguments, "--keep-tokens=100", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["text"].split() == "".join(context).split() and found["kept"] == 16
+    assert "above the context's 16: it is kept whole" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "{run}", "{tmp}/empty.txt", "--question= v1 ?", "--keep-rate=0.5"], "empty.txt: empty context"),
+        (["prune", "{run}", "{tmp}/absent.txt", "--question= v1 ?", "--keep-rate=0.5"], "absent.txt: cannot be read"),
+        (["prune", "{run}", "{tmp}/empty.txt", "--question= v1 ?", "--keep-rate=1.5"], "expected a fraction in (0, 1]"),
+        (["prune", "--workdir={tmp}/no", "{tmp}/a.txt", "--question= v1 ?", "--keep-rate=1"], "holds no run"),
+        (["eval", "--workdir={tmp}/no"], "holds no run"),
+        (["eval", "{run}", "--config.eval.keep_rates=[0.5,0]"], "(0, 1]"),
+        (["eval", "{run}", "--config.eval.methods=['orcale']"], "orcale"),
+    ],
+)
+def test_bad_input_is_named(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "a.txt").write_text(" v1 = 3 ;")
+    places = {"run": f"--workdir={workdir}", "tmp": tmp_path}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
