@@ -1,4 +1,4 @@
-"""A question-aware pruner for SmolLM2-135M on *facts*: 16 sentences, of which the question needs one or two linked ones.
+"""A question-aware pruner for SmolLM2-135M on *facts*: 16 sentences; the question needs one or two linked ones.
 
     rcp train --config=configs/facts.py --workdir=runs/facts && rcp eval --workdir=runs/facts
 
@@ -16,15 +16,15 @@ def get_config(variant: str = "both") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {"name": "facts", "segments": 16, "hops": (1, 2)}
-    c.data = {"batch_size": 16, "lengths": (192,), "max_segments": 16, "max_answer": 8, "train_examples": 2000}
+    c.data = {"batch_size": 16, "lengths": (176,), "max_segments": 16, "max_answer": 6, "train_examples": 2000}
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    c.scorer = {"kind": "hidden", "layer": 1, "width": 128, "depth": 2, "heads": 2}
+    c.scorer = {"kind": "hidden", "layer": 1, "width": 64, "depth": 2, "heads": 2}
     c.budget = {"granularity": "segment", "keep_rates": (0.125, 0.25)}
-    supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.003}
-    c.objectives = {"both": {"bce": 0.3, **rl}, "rl": rl, "supervised": supervised}[variant]
-    c.labels = {"source": "alone"}
-    c.policy = {"samples": 8, "updates": 4}
-    c.optim = {"learning_rate": 2e-3, "warmup_steps": 10, "weight_decay": 0.01}
-    c.train = {"steps": 60, "log_every": 1, "checkpoint_every": 20}
-    c.eval = {"keep_rates": (0.5, 0.25, 0.125), "examples": 200}
+    supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.01}
+    c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]
+    c.labels = {"source": "support"}
+    c.policy = {"samples": {"both": 4, "rl": 8, "supervised": 1}[variant], "updates": 4, "normalise": True, "clip": 0.5}
+    c.optim = {"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 0.01}
+    c.train = {"steps": {"both": 80, "rl": 240, "supervised": 80}[variant], "log_every": 1, "checkpoint_every": 20}
+    c.eval = {"keep_rates": (0.5, 0.25, 0.125), "examples": 256, "batch_size": 32}
     return c

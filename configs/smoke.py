@@ -1,4 +1,6 @@
-"""Tiny and from scratch: a two-layer model learns *chain*, then a pruner for it. The whole run takes under a minute on CPU.
+"""Tiny and from scratch: a two-layer model learns *chain*, then a pruner for it. For tests and for trying a change.
+
+The whole run takes under a minute on CPU.
 
     rcp train --config=configs/smoke.py --workdir=runs/smoke && rcp eval --workdir=runs/smoke
 """

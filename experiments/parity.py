@@ -4,7 +4,8 @@ Tiny random checkpoints of each architecture and SmolLM2-135M-Instruct from its 
 cached greedy decoding against transformers' uncached one. Ends with status 1 if a logit differs by 2e-3 or a greedy
 token at all. Two minutes on 2 cores.
 
-Measured with torch 2.13.0+cpu, transformers 5.23.0, jax 0.10.2: PENDING
+Measured with torch 2.13.0+cpu, transformers 5.23.0, jax 0.10.2, largest difference of a logit: tiny checkpoints 2.2e-5,
+SmolLM2 1.4e-4; top-1 and greedy continuations the same throughout.
 """
 
 from __future__ import annotations

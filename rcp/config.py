@@ -133,8 +133,8 @@ class PolicyConfig:
 class RelaxConfig:
     """The differentiable mask of the objectives "nll", "kl" and "budget"; see `rcp.nn.pruner.relax`.
 
-    "sigmoid" is a soft budget: it holds on average, by the objective "budget" and its Lagrange multiplier. `noise`: draw
-    Gumbel noise, else relax the deterministic mask.
+    "sigmoid" is a soft budget: it holds on average, by the objective "budget" and its Lagrange multiplier. `noise`:
+    draw Gumbel noise, else relax the deterministic mask.
     """
 
     method: Literal["straight_through", "threshold", "successive", "sigmoid"] = "straight_through"
@@ -280,7 +280,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
-        "eval.bootstrap model.lora_rank model.n_layers model.d_model scorer.width relax.temperature"
+        "eval.bootstrap model.lora_rank model.n_layers model.d_model scorer.width scorer.heads relax.temperature"
     )
     for key in positive.split():
         need(_get(config, key) > 0, key, "above 0")
@@ -293,6 +293,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     )
     for name in config.objectives:
         need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
+    if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":
+        need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
     sharded_pmap = config.parallel.shard_params and config.parallel.mode == "pmap"
     need(not sharded_pmap, "parallel.shard_params", 'false unless parallel.mode is "mesh"')
 

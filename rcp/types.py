@@ -1,7 +1,8 @@
 """The values that pass between the rooms of the codebase.
 
-Only plain containers live here, so that `rcp.data` (numpy, no jax) and `rcp.nn` (jax) share one vocabulary. Arrays in a
-`Batch` are numpy when they leave the pipeline and jax arrays inside a compiled step; a `NamedTuple` is a pytree in both.
+Only plain containers live here, so that `rcp.data` (numpy, no jax) and `rcp.nn` (jax) share one vocabulary. Arrays in
+a `Batch` are numpy when they leave the pipeline and jax arrays inside a compiled step; a `NamedTuple` is a pytree in
+both.
 """
 
 from __future__ import annotations

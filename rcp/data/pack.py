@@ -101,8 +101,8 @@ def bucket(length: int, lengths: Sequence[int]) -> int | None:
     return min((limit for limit in lengths if limit >= length), default=None)
 
 
-def check_fits(example: EncodedExample, length: int, segments: int) -> None:
-    """Raises UserError where the example has more than `length` tokens or `segments` segments."""
+def check_fits(example: EncodedExample, length: int, segments: int, answer: int | None = None) -> None:
+    """Raises UserError where the example has over `length` tokens, `segments` segments or `answer` answer tokens."""
     name = example.uid or f"example {example.index}"
     if example.length > length:
         raise UserError(
@@ -112,6 +112,10 @@ def check_fits(example: EncodedExample, length: int, segments: int) -> None:
     if len(example.context) > segments:
         raise UserError(
             f"{name}: the context has {len(example.context)} segments, the limit is {segments}: raise data.max_segments"
+        )
+    if answer is not None and len(example.answer) > answer:
+        raise UserError(
+            f"{name}: the answer has {len(example.answer)} tokens, the limit is {answer}: raise data.max_answer"
         )
 
 

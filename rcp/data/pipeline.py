@@ -27,6 +27,7 @@ class EncodedTask:
         *,
         length: int,
         max_segments: int,
+        max_answer: int | None = None,
         overlong: Overlong = "error",
     ):
         self.examples = task.examples(split, count)
@@ -35,6 +36,7 @@ class EncodedTask:
         self._groups = {name: number for number, name in enumerate(task.groups)}
         self._tokenizer = tokenizer
         self._length, self._max_segments, self._overlong = length, max_segments, overlong
+        self._max_answer = max_answer
         self._cache: dict[int, EncodedExample] = {}
 
     def __len__(self) -> int:
@@ -47,7 +49,7 @@ class EncodedTask:
         encoded = encode(example, self._tokenizer, index=index, group=self._groups.get(example.group, 0))
         if self._overlong == "drop_segments":
             encoded = drop_segments(encoded, self._length, self._max_segments)
-        check_fits(encoded, self._length, self._max_segments)
+        check_fits(encoded, self._length, self._max_segments, self._max_answer)
         self._cache[index] = encoded
         return encoded
 
@@ -61,6 +63,7 @@ class TrainPipeline(Iterator[Batch]):
       max_segments: S of every batch.
       seed: of the order.
       count: how many examples of the split an epoch has (None: all).
+      max_answer: most tokens of an answer; a longer one stops and names the example.
       overlong: what to do with a prompt over the longest length: "error" stops and names it, "drop_segments" leaves out
         its last segments.
       shard: (process, processes): this process gets its consecutive share of the rows of every batch. The length is
@@ -78,6 +81,7 @@ class TrainPipeline(Iterator[Batch]):
         seed: int,
         split: Split = "train",
         count: int | None = None,
+        max_answer: int | None = None,
         shuffle: bool = True,
         overlong: Overlong = "error",
         shard: tuple[int, int] = (0, 1),
@@ -87,7 +91,14 @@ class TrainPipeline(Iterator[Batch]):
         if batch_size % shard[1]:
             raise UserError(f"data.batch_size = {batch_size}: not divisible by the {shard[1]} processes")
         self.encoded = EncodedTask(
-            task, tokenizer, split, count, length=max(lengths), max_segments=max_segments, overlong=overlong
+            task,
+            tokenizer,
+            split,
+            count,
+            length=max(lengths),
+            max_segments=max_segments,
+            max_answer=max_answer,
+            overlong=overlong,
         )
         self._pad_id = tokenizer.pad_id
         self._batch_size, self._lengths, self._max_segments = batch_size, tuple(sorted(lengths)), max_segments
@@ -125,6 +136,7 @@ def eval_batches(
     batch_size: int,
     lengths: Sequence[int],
     max_segments: int,
+    max_answer: int | None = None,
     overlong: Overlong = "error",
 ) -> tuple[list[Batch], list[Example]]:
     """The first `count` examples in order, in batches of one length (the smallest that holds them all: one compile).
@@ -132,7 +144,14 @@ def eval_batches(
     The last batch is filled up with rows of weight 0. Also returns the examples, whose order is that of the rows.
     """
     encoded = EncodedTask(
-        task, tokenizer, split, count, length=max(lengths), max_segments=max_segments, overlong=overlong
+        task,
+        tokenizer,
+        split,
+        count,
+        length=max(lengths),
+        max_segments=max_segments,
+        max_answer=max_answer,
+        overlong=overlong,
     )
     rows = [encoded[i] for i in range(len(encoded))]
     length = bucket(max(row.length for row in rows), lengths)

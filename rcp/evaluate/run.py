@@ -93,6 +93,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         batch_size=config.eval.batch_size,
         lengths=config.data.lengths,
         max_segments=config.data.max_segments,
+        max_answer=config.data.max_answer,
     )
     ours = Learned(score=jax.jit(trained.score), params=trained.weights)
     policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from rcp.nn.stacked import Sliced, from_slice
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -64,7 +66,7 @@ def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: fl
 
 
 def linear(
-    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"], dtype: jnp.dtype
+    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | Sliced, dtype: jnp.dtype
 ) -> Float[Array, "*batch outputs"]:
     """`x @ weight` with operands in `dtype` and the product accumulated and returned in float32.
 
@@ -72,8 +74,9 @@ def linear(
     float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule.
     """
     if dtype == jnp.float32:
-        return _contract(x, weight.astype(jnp.float32), 0)
-    return _low_precision_dot(x, weight, jnp.dtype(dtype), 0)
+        return _contract(x, from_slice(weight).astype(jnp.float32), 0)
+    value, bits = weight if isinstance(weight, Sliced) else (weight, None)
+    return _low_precision_dot(x, value, bits, jnp.dtype(dtype), 0)
 
 
 def tied_linear(
@@ -82,7 +85,7 @@ def tied_linear(
     """`x @ weight.T` as in `linear`, without a transposed copy of the weight (the embedding used as head)."""
     if dtype == jnp.float32:
         return _contract(x, weight.astype(jnp.float32), 1)
-    return _low_precision_dot(x, weight, jnp.dtype(dtype), 1)
+    return _low_precision_dot(x, weight, None, jnp.dtype(dtype), 1)
 
 
 def _contract(x: Array, weight: Array, axis: int) -> Array:
@@ -90,9 +93,10 @@ def _contract(x: Array, weight: Array, axis: int) -> Array:
     return lax.dot_general(x, weight, (((x.ndim - 1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _low_precision_dot(x, weight, dtype, axis):
-    x, weight = x.astype(dtype), weight.astype(dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _low_precision_dot(x, weight, bits, dtype, axis):
+    """Reads the weight from its bits, where given (see `rcp.nn.stacked`), and gives it the gradient."""
+    x, weight = x.astype(dtype), _read(weight, bits).astype(dtype)
     if x.size == x.shape[-1] and jax.default_backend() == "cpu":
         # One row: XLA's bfloat16 matrix-vector product on CPU is ten times slower than these same products in float32,
         # and it converts bfloat16 quickly only where it does not recognise it as such.
@@ -101,19 +105,26 @@ def _low_precision_dot(x, weight, dtype, axis):
     return _contract(x, weight, axis)
 
 
-def _low_precision_dot_forward(x, weight, dtype, axis):
-    # The input's own dtype is carried by an empty array, so that its gradient comes back in it.
-    return _low_precision_dot(x, weight, dtype, axis), (x.astype(dtype), weight, jnp.zeros((0,), x.dtype))
+def _read(weight, bits):
+    return weight if bits is None else lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def _low_precision_dot_forward(x, weight, bits, dtype, axis):
+    # Of the weight the bits are kept: a scan hands them to its backward pass as they came, but would stack a copy of
+    # anything computed from them. The input's dtype is carried by an empty array.
+    saved = (x.astype(dtype), weight if bits is None else None, bits, jnp.zeros((0,), x.dtype))
+    return _low_precision_dot(x, weight, bits, dtype, axis), saved
 
 
 def _low_precision_dot_backward(dtype, axis, saved, gradient):
-    low, weight, like = saved
+    low, weight, bits, like = saved
+    weight = _read(weight, bits)
     gradient = gradient.astype(dtype)
     to_input = _contract(gradient, weight.astype(dtype), 1 - axis)
     rows = tuple(range(low.ndim - 1))
     pair = (low, gradient) if axis == 0 else (gradient, low)
     to_weight = lax.dot_general(*pair, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return to_input.astype(like.dtype), to_weight.astype(weight.dtype)
+    return to_input.astype(like.dtype), to_weight.astype(weight.dtype), None
 
 
 _low_precision_dot.defvjp(_low_precision_dot_forward, _low_precision_dot_backward)
@@ -121,9 +132,9 @@ _low_precision_dot.defvjp(_low_precision_dot_forward, _low_precision_dot_backwar
 
 def swiglu(
     x: Float[Array, "*batch dim"],
-    gate: Float[Array, "dim ffn"],
-    up: Float[Array, "dim ffn"],
-    down: Float[Array, "ffn dim"],
+    gate: Float[Array, "dim ffn"] | Sliced,
+    up: Float[Array, "dim ffn"] | Sliced,
+    down: Float[Array, "ffn dim"] | Sliced,
     dtype: jnp.dtype,
 ) -> Float[Array, "*batch dim"]:
     """`(silu(x gate) * (x up)) down` (arXiv:2002.05202)."""

@@ -12,7 +12,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def init_lora(params: dict[str, Any], rank: int, key: Array) -> dict[str, Any]:
-    """A [layers, inputs, rank] (normal) and B [layers, rank, outputs] (zero) for each projection: no change at first."""
+    """A [layers, inputs, rank] (normal) and B [layers, rank, outputs] (0) for each projection: no change at first."""
     out = {}
     for number, name in enumerate(TARGETS):
         layers, inputs, outputs = params["layers"][name].shape

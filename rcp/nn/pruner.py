@@ -1,7 +1,7 @@
 """Scores, budget and guarantees -> exactly the tokens to keep, and the prompt that is really shorter for it.
 
-A budget counts *context* tokens of the model that will read them. Instruction, question and answer are always read; they
-and forced context tokens enter every sampler with logit +inf, padding with -inf. At every granularity exactly
+A budget counts *context* tokens of the model that will read them. Instruction, question and answer are always read;
+they and forced context tokens enter every sampler with logit +inf, padding with -inf. At every granularity exactly
 `min(max(budget, forced tokens), context tokens)` context tokens are kept:
 
 * "token": the best tokens.
@@ -22,6 +22,7 @@ from rcp import sampling
 from rcp.types import Batch, Role
 
 Granularity = Literal["token", "segment", "two_stage"]
+LARGEST = 1e29  # size of a score; `rcp.sampling` bounds logits there too
 EXPAND = 2.0  # how much more than the budget the first of two stages lets through
 
 
@@ -39,7 +40,8 @@ class Pruned(NamedTuple):
       keep: bool [batch, tokens] over the whole prompt: instruction, question and answer True, padding False.
       kept: int32 [batch], context tokens kept. asked: int32 [batch], the budget.
       segment_rank: int32 [batch, segments], place in the order drawn; drawn: int32 [batch], how many were looked at.
-      token_rank: int32 [batch, tokens]; token_pool: bool [batch, tokens], context tokens that the token draw could take.
+      token_rank: int32 [batch, tokens], place in the order of the token draw (0 at granularity "segment").
+      token_pool: bool [batch, tokens], context tokens that the token draw could take.
     """
 
     keep: Bool[Array, "batch tokens"]
@@ -65,7 +67,8 @@ class _Layout(NamedTuple):
 def _layout(batch: Batch) -> _Layout:
     context = batch.role == Role.CONTEXT
     fixed = (batch.role != Role.CONTEXT) & (batch.role != Role.PAD)
-    member = (batch.segment[..., None] == jnp.arange(batch.support.shape[1], dtype=jnp.int32)) & context[..., None]
+    segments = jnp.arange(batch.support.shape[1], dtype=jnp.int32)[None, None]
+    member = (batch.segment[..., None] == segments) & context[..., None]
     lengths = jnp.sum(member, axis=1, dtype=jnp.int32)
     start = jnp.argmax(member, axis=1).astype(jnp.int32)
     place = jnp.arange(batch.role.shape[1], dtype=jnp.int32)[None]
@@ -84,13 +87,18 @@ def segment_logits(scores: Scores, batch: Batch) -> Float[Array, "batch segments
     """Segment logits with the guarantees: +inf where a segment holds a forced token, -inf where there is none."""
     layout = _layout(batch)
     forced = jnp.any(layout.member & layout.forced[..., None], axis=1)
-    return jnp.where(forced, jnp.inf, jnp.where(layout.lengths > 0, scores.segments, -jnp.inf))
+    return jnp.where(forced, jnp.inf, jnp.where(layout.lengths > 0, _finite(scores.segments), -jnp.inf))
 
 
 def token_logits(scores: Scores, batch: Batch, pool: Bool[Array, "batch tokens"]) -> Float[Array, "batch tokens"]:
     """Token logits over the whole prompt with the guarantees: +inf for fixed and forced tokens, -inf out of `pool`."""
     layout = _layout(batch)
-    return jnp.where(layout.fixed | layout.forced, jnp.inf, jnp.where(pool, scores.tokens, -jnp.inf))
+    return jnp.where(layout.fixed | layout.forced, jnp.inf, jnp.where(pool, _finite(scores.tokens), -jnp.inf))
+
+
+def _finite(scores: Array) -> Array:
+    """Infinite scores as very large ones: infinity is for guarantees alone, or the count would not be exact."""
+    return jnp.clip(scores, -LARGEST, LARGEST)
 
 
 def prune(
@@ -190,10 +198,10 @@ def relax(
 ) -> Float[Array, "batch tokens"]:
     """A keep-mask over the prompt that is differentiable in the scores: 1 on fixed and forced tokens, 0 on padding.
 
-    "threshold" and "successive" are `rcp.sampling.relaxed_top_k`; "straight_through" takes its value from the hard draw and
-    its gradient from "threshold"; "sigmoid" gates each unit by itself, so that the budget holds only on average and a
-    `budget` objective must push it there. At segment granularity all tokens of a segment share one value, and k is the
-    number of segments that the hard draw looks at; "two_stage" is relaxed as tokens.
+    "threshold" and "successive" are `rcp.sampling.relaxed_top_k`; "straight_through" takes its value from the hard draw
+    and its gradient from "threshold"; "sigmoid" gates each unit by itself, so that the budget holds only on average and
+    a `budget` objective must push it there. At segment granularity all tokens of a segment share one value, and k is
+    the number of segments that the hard draw looks at; "two_stage" is relaxed as tokens.
 
     Args:
       keys: one key an example; Gumbel noise on the logits, None for none.
@@ -208,7 +216,8 @@ def relax(
         draw = jax.vmap(lambda key, x: sampling.gumbel_noise(jax.random.fold_in(key, stream), x.shape))
         noisy = logits + draw(keys, logits)
     if method == "sigmoid":
-        soft = jnp.where(jnp.isfinite(logits), jax.nn.sigmoid(jnp.where(jnp.isfinite(logits), noisy, 0) / temperature), 0)
+        finite = jnp.isfinite(logits)
+        soft = jnp.where(finite, jax.nn.sigmoid(jnp.where(finite, noisy, 0.0) / temperature), 0.0)
         soft = jnp.where(logits == jnp.inf, 1.0, soft)
     else:
         k = hard.drawn if by_segment else jnp.sum(hard.keep, axis=1, dtype=jnp.int32)
@@ -224,18 +233,19 @@ def relax(
 def budget_of_rate(batch: Batch, rate: Float[Array, "*batch"] | float) -> Int[Array, " batch"]:
     """max(1, floor(rate * context tokens)), int32 [batch]; `rate` in (0, 1], a scalar or one an example, may be traced.
 
-    An empty context gets 0. The 1e-4 keeps a product that is whole in exact arithmetic (0.29 * 100) from falling below
-    it in float32.
+    An empty context gets 0. The factor and the 1e-4 keep a product that is whole in exact arithmetic (0.29 * 100,
+    0.13 * 25,700) from falling below it in float32.
     """
     total = jnp.sum(batch.role == Role.CONTEXT, axis=1, dtype=jnp.int32)
-    budget = jnp.floor(jnp.asarray(rate, jnp.float32) * total.astype(jnp.float32) + 1e-4).astype(jnp.int32)
+    product = jnp.asarray(rate, jnp.float32) * total.astype(jnp.float32)
+    budget = jnp.floor(product * (1 + 2**-22) + 1e-4).astype(jnp.int32)
     return jnp.clip(budget, jnp.minimum(1, total), total)
 
 
 def compact(batch: Batch, keep: Bool[Array, "batch tokens"], length: int) -> Batch:
     """The prompts with dropped tokens really removed, in order, padded at the right to the static `length`.
 
-    `length` must hold the longest result; what does not fit is cut off.
+    `length` must hold the longest result; what does not fit is cut off. A `length` above the prompts' own adds nothing.
     """
     keep = keep & (batch.role != Role.PAD)
     order = jnp.argsort(~keep, axis=1, stable=True)[:, :length]

@@ -4,9 +4,10 @@ What makes a segment needed is rarely what it says by itself: it shares a name w
 does. The transformer scorers therefore have, beside ordinary attention within a segment, *match attention* between
 segments: its weights depend only on how similar two tokens' inputs are (a cosine in a learned projection, shared by
 query and key), with a learned threshold below which a token attends to nothing. So "the same name" is seen for names
-that never occurred in training, and one block is one hop: match a token elsewhere, spread what it brought over the segment.
-Along these paths goes a *relevance*, 1 on the question at first: a word that many segments share passes on little of it (the
-weights of a token sum to less than 1), a rare one much, as in BM25; and each block carries it one segment further.
+that never occurred in training, and one block is one hop: match a token elsewhere, spread what it brought over the
+segment. Along these paths goes a *relevance*, 1 on the question at first: a word that many segments share passes on
+little of it (the weights of a token sum to less than 1), a rare one much, as in BM25; and each block carries it one
+segment further.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def early_features(model: Transformer, batch: Batch, layer: int) -> Float[Array,
 
 
 def _normal(rngs: nnx.Rngs, *shape: int, scale: float | None = None) -> nnx.Param:
-    scale = shape[-2] ** -0.5 if scale is None else scale
-    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
+    """Normal weights of deviation `scale`; None: 1 / sqrt(inputs), the last but one axis."""
+    deviation = float(shape[-2]) ** -0.5 if scale is None else scale
+    return nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 def _layer_norm(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
@@ -129,7 +131,7 @@ class Block(nnx.Module):
         """How much each token attends to those elsewhere that are like it; a softmax with a constant 0 beside them."""
         point = _unit(jnp.einsum("bti,him->bthm", inputs, self.match[...]))
         cosine = jnp.einsum("bthm,bshm->bhts", point, point)
-        logits = self.sharpness[...][:, None, None] * (cosine - self.threshold[...][:, None, None])
+        logits = self.sharpness[...][None, :, None, None] * (cosine - self.threshold[...][None, :, None, None])
         mass = jnp.where(allowed[:, None], jnp.exp(logits), 0.0)
         return mass / (1.0 + jnp.sum(mass, axis=-1, keepdims=True))
 
@@ -199,6 +201,6 @@ class Scorer(nnx.Module):
 
     @staticmethod
     def _pool(x: Any, batch: Batch) -> Float[Array, "batch segments width"]:
-        segments = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
+        segments = jnp.arange(batch.support.shape[1], dtype=jnp.int32)[None, None]
         member = ((batch.segment[..., None] == segments) & (batch.role == Role.CONTEXT)[..., None]).astype(jnp.float32)
         return jnp.einsum("bts,btd->bsd", member, x) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[..., None]

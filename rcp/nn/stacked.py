@@ -7,24 +7,36 @@ parameters themselves, whose values are never read (XLA drops those slices) but 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
+class Sliced(NamedTuple):
+    """A bfloat16 parameter, for its gradient, and its bits, for its values."""
+
+    value: Any
+    bits: Any
+
+
 def sliceable(tree: Any) -> Any:
-    """Each bfloat16 leaf becomes (leaf, its bits); others stay. Give the result to `lax.scan`, see `from_slice`."""
+    """Each bfloat16 leaf becomes `Sliced`; others stay. Give the result to `lax.scan`.
+
+    Inside it, `rcp.nn.layers.linear` takes `Sliced` matrices as they are, and `from_slice` reads the small ones.
+    """
     if jax.default_backend() != "cpu":
         return tree
-    return jax.tree.map(lambda x: (x, lax.bitcast_convert_type(x, jnp.uint16)) if x.dtype == jnp.bfloat16 else x, tree)
+    return jax.tree.map(
+        lambda x: Sliced(x, lax.bitcast_convert_type(x, jnp.uint16)) if x.dtype == jnp.bfloat16 else x, tree
+    )
 
 
 def from_slice(tree: Any) -> Any:
-    """Inside the scan: what `sliceable` made, back as parameters."""
+    """What `sliceable` made, back as parameters."""
     return jax.tree.map(
-        lambda x: _read_bits(*x) if isinstance(x, tuple) else x, tree, is_leaf=lambda x: isinstance(x, tuple)
+        lambda x: _read_bits(*x) if isinstance(x, Sliced) else x, tree, is_leaf=lambda x: isinstance(x, Sliced)
     )
 
 

@@ -54,6 +54,9 @@ class TransformerConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding pairs its dimensions")
 
 
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer; the rest are norms and biases
+
+
 def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
     """The parameter tree as shapes. Matrices are [inputs, outputs]; all under "layers" is stacked over layers."""
     c, queries, keys = config, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -203,7 +206,7 @@ class Transformer(nnx.Module):
 
         def body(h, layer):
             past = Past(layer["past"][0], layer["past"][1], cache.length) if cache is not None else None
-            h, k, v = self._layer(from_slice(layer["weights"]), h, rope, valid, layer.get("keep", keep), past)
+            h, k, v = self._layer(layer["weights"], h, rope, valid, layer.get("keep", keep), past)
             return h, ((k, v) if cache is not None else None)
 
         h, new = lax.scan(jax.checkpoint(body) if self.remat else body, h, stacked)
@@ -231,6 +234,7 @@ class Transformer(nnx.Module):
 
     def _layer(self, w: Mapping[str, Array], h: Array, rope, valid, keep, past):
         c, dtype = self.config, self.dtype
+        w = {name: value if name in MATRICES else from_slice(value) for name, value in w.items()}
         x = rms_norm(h, w["attention_norm"], c.norm_eps)
 
         def project(name: str, heads: int) -> Array:

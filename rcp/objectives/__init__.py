@@ -1,4 +1,7 @@
-"""The objectives by name. To add one: a function of (Outcome, Settings) -> [batch], and a line here and in `rcp.config`."""
+"""The objectives by name.
+
+To add one: a function of (Outcome, Settings) -> [batch], and a line here and in `rcp.config`.
+"""
 
 from rcp.objectives import budget, policy, supervised
 from rcp.objectives.base import Draws, Objective, Outcome, Settings, combine, global_mean

@@ -43,7 +43,8 @@ class Outcome(NamedTuple):
       labels: float32 [batch, segments] in [0, 1]; -1 where there is no segment or nothing is known.
       keep: float32 [batch, tokens], relaxed mask.
       nll: float32 [batch], answer NLL (nats a token) read through the relaxed mask.
-      kl: float32 [batch], KL (nats a token) from the full-context model's answer distribution to that of the relaxed mask.
+      kl: float32 [batch], KL (nats a token) from the full-context model's answer distribution to that of the relaxed
+        mask.
       asked: int32 [batch], the budget in context tokens.
       draws: see `Draws`.
       multiplier: float32 [], Lagrange multiplier of the budget; differentiable, it is ascended.
@@ -63,7 +64,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """`value(outcome, settings)` -> float32 [batch], to be minimised. `needs`: of "labels", "relaxed", "full", "draws"."""
+    """`value(outcome, settings)` -> float32 [batch], to be minimised.
+
+    `needs`: what the outcome must hold, of "labels", "relaxed", "full", "draws", "multiplier".
+    """
 
     value: Callable[[Outcome, Settings], Float[Array, " batch"]]
     needs: frozenset[str]

@@ -11,14 +11,14 @@ from rcp.types import Role
 
 
 def budget(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
-    """Lagrangian of `kept share <= asked share`: multiplier * violation, by which the mask descends and the multiplier ascends.
+    """Lagrangian of `kept share <= asked share`: multiplier * violation; the mask descends, the multiplier ascends.
 
     The multiplier is a parameter (partition "dual"). Its own gradient is minus the violation, so that one descent step
     of the optimizer is a step of dual ascent; the optimizer keeps it non-negative.
     """
     assert outcome.keep is not None and outcome.multiplier is not None
     context = outcome.batch.role == Role.CONTEXT
-    count = jnp.maximum(jnp.sum(context, axis=1), 1).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(context, axis=1, dtype=jnp.int32), 1).astype(jnp.float32)
     share = jnp.sum(jnp.where(context, outcome.keep, 0.0), axis=1) / count
     violation = share - outcome.asked.astype(jnp.float32) / count
     held = jax.lax.stop_gradient

@@ -13,9 +13,9 @@ from rcp.objectives.base import Draws, Outcome, Settings
 def advantages(draws: Draws, settings: Settings) -> Float[Array, "samples batch"]:
     """Reward less baseline, with no gradient. Everything is computed within one example, or given from outside.
 
-    "leave_one_out": the mean of the example's other draws (Kool et al. 2019), unbiased. "self_critical": the reward of the
-    deterministic mask (Rennie et al., arXiv 1612.00563). "moving_average": of past rewards. "none": 0. With `normalise`,
-    divided by the deviation over the example's draws (GRPO, arXiv 2402.03300), which is no longer unbiased.
+    "leave_one_out": the mean of the example's other draws (Kool et al. 2019), unbiased. "self_critical": the reward of
+    the deterministic mask (Rennie et al., arXiv 1612.00563). "moving_average": of past rewards. "none": 0. With
+    `normalise`, divided by the deviation over the example's draws (GRPO, arXiv 2402.03300): no longer unbiased.
     """
     reward = draws.reward
     if settings.baseline == "leave_one_out":
@@ -35,7 +35,10 @@ def reinforce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
 
 
 def ppo(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
-    """-mean over draws of min(r A, clip(r, 1 - c, 1 + c) A), r the ratio to the probability that drew (arXiv 1707.06347)."""
+    """-mean over draws of min(r A, clip(r, 1 - c, 1 + c) A) (arXiv 1707.06347).
+
+    r is the ratio of the draw's probability to that under the scores that drew it, A the advantage, c `settings.clip`.
+    """
     assert outcome.draws is not None
     advantage = advantages(outcome.draws, settings)
     ratio = jnp.exp(jnp.clip(outcome.draws.log_prob - outcome.draws.old_log_prob, -20.0, 20.0))

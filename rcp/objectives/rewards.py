@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
@@ -27,4 +28,4 @@ def reward(
     Args:
       nll: of the gold answer, nats a token. exact: greedy decoding gives the answer. share: of the context kept.
     """
-    return weights.exact_match * exact + weights.likelihood / (1.0 + nll) - weights.length * share
+    return weights.exact_match * exact.astype(jnp.float32) + weights.likelihood / (1.0 + nll) - weights.length * share

@@ -38,6 +38,7 @@ def bce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
         label = jnp.take_along_axis(outcome.labels, jnp.maximum(segment, 0), axis=1)
         losses = optax.sigmoid_binary_cross_entropy(outcome.token_scores, label)
         counted = (segment >= 0) & (label >= 0)
-        mean = jnp.sum(jnp.where(counted, losses, 0.0), axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
-        total += mean * jnp.sum(known, axis=1)
+        count = jnp.maximum(jnp.sum(counted, axis=1, dtype=jnp.float32), 1.0)
+        mean = jnp.sum(jnp.where(counted, losses, 0.0), axis=1) / count
+        total += mean * jnp.sum(known, axis=1, dtype=jnp.float32)
     return total

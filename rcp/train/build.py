@@ -19,6 +19,7 @@ from rcp.data.tasks import TASKS, Task
 from rcp.nn.lora import init_lora
 from rcp.nn.scorer import Scorer, ScorerConfig
 from rcp.nn.transformer import Transformer, TransformerConfig
+from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
 from rcp.train.loop import Stage
 from rcp.train.optim import make_optimizer
@@ -37,20 +38,26 @@ class Build:
     task, tokenizer: of the run.
     networks: the graphs of model and scorer.
     stages: "reader" (only where the model is trained from scratch) and "pruner".
+    pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
+      one segment alone; measured on the training examples when first asked for.
     """
 
     task: Task
     tokenizer: Tokenizer
     networks: Networks
     stages: list[Stage]
+    pruned_lengths: Callable[[int], tuple[int, int]]
 
 
 def build(config: Config) -> Build:
     """Loads what the config names and puts the run together. The same config always gives the same run.
 
     Raises:
-      UserError: unknown task or task field; model without weights; an objective that cannot be computed.
+      UserError: unknown task or task field; no objective; model without weights, or of impossible dimensions. And when
+        a stage makes its pipeline: no example; "bce" on the support of a task that does not know it.
     """
+    if not config.objectives:
+        raise UserError(f"config.objectives is empty: expected one or more of {', '.join(OBJECTIVES)}")
     task = make_task(config)
     scratch = config.model.name == "scratch"
     weights = None
@@ -74,8 +81,9 @@ def build(config: Config) -> Build:
         if not config.reader.steps:
             raise UserError("config.reader.steps is 0, but a model from scratch must be trained before its pruner")
         stages.append(_reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
-    stages.append(_pruner_stage(config, task, tokenizer, networks, scorer_params, weights))
-    return Build(task, tokenizer, networks, stages)
+    lengths = _pruned_lengths(config, task, tokenizer)
+    stages.append(_pruner_stage(config, task, tokenizer, networks, scorer_params, weights, lengths))
+    return Build(task, tokenizer, networks, stages, lengths)
 
 
 def make_task(config: Config) -> Task:
@@ -87,17 +95,26 @@ def make_task(config: Config) -> Task:
 
 def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     m = config.model
-    shape = TransformerConfig(
-        vocab_size=m.vocab_size or tokenizer.vocab_size,
-        d_model=m.d_model,
-        n_layers=m.n_layers,
-        n_heads=m.n_heads,
-        n_kv_heads=m.n_kv_heads,
-        head_dim=m.head_dim,
-        d_ff=m.d_ff,
-        rope_theta=m.rope_theta,
-        max_positions=m.max_positions,
-    )
+    vocabulary = m.vocab_size or tokenizer.vocab_size
+    if vocabulary < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size is {vocabulary}: the tokenizer of task {config.task.name} has "
+            f"{tokenizer.vocab_size} symbols"
+        )
+    try:
+        shape = TransformerConfig(
+            vocab_size=vocabulary,
+            d_model=m.d_model,
+            n_layers=m.n_layers,
+            n_heads=m.n_heads,
+            n_kv_heads=m.n_kv_heads,
+            head_dim=m.head_dim,
+            d_ff=m.d_ff,
+            rope_theta=m.rope_theta,
+            max_positions=m.max_positions,
+        )
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
     return Transformer(shape, rngs=nnx.Rngs(config.seed), dtype=m.dtype, param_dtype="float32")
 
 
@@ -113,9 +130,7 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
     return graph, nnx.to_pure_dict(state)
 
 
-def _reader_stage(
-    config: Config, task: Task, tokenizer: Tokenizer, networks: Networks, initial: Params
-) -> Stage:
+def _reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Networks, initial: Params) -> Stage:
     r = config.reader
     own_task = fill(TASKS[config.task.name], {**config.task.fields, **r.task}, "config.reader.task") if r.task else task
     optim = replace(config.optim, model_learning_rate=r.learning_rate, warmup_steps=r.warmup_steps)
@@ -132,6 +147,7 @@ def _reader_stage(
             batch_size=r.batch_size or config.data.batch_size,
             lengths=r.lengths or config.data.lengths,
             max_segments=config.data.max_segments,
+            max_answer=config.data.max_answer,
             seed=config.seed,
             count=None,
             shard=_shard(),
@@ -147,6 +163,7 @@ def _pruner_stage(
     networks: Networks,
     scorer_params: Params,
     weights: Params | None,
+    lengths: Callable[[int], tuple[int, int]],
 ) -> Stage:
     updates = config.train.steps * config.policy.updates
     partitions = ("pruner",)
@@ -177,21 +194,28 @@ def _pruner_stage(
         return {} if config.model.train == "full" else {"model": model_params(previous)}
 
     def make_pipeline() -> TrainPipeline:
-        return TrainPipeline(
+        pipeline = TrainPipeline(
             task,
             tokenizer,
             batch_size=config.data.batch_size,
             lengths=config.data.lengths,
             max_segments=config.data.max_segments,
+            max_answer=config.data.max_answer,
             seed=config.seed + 4,
             count=config.data.train_examples,
             shard=_shard(),
         )
+        known = pipeline.encoded.examples[0].support is not None
+        if "bce" in config.objectives and config.labels.source == "support" and not known:
+            raise UserError(
+                f'config.labels.source is "support", but the task {config.task.name} does not know which segments a '
+                'question needs: expected "leave_one_out" or "alone"'
+            )
+        return pipeline
 
     lengths = _pruned_lengths(config, task, tokenizer)
-    return Stage(
-        "pruner", config.train.steps, make_pruner_step(config, networks, optimizer, lengths), init_state, frozen, make_pipeline
-    )
+    step = make_pruner_step(config, networks, optimizer, lengths)
+    return Stage("pruner", config.train.steps, step, init_state, frozen, make_pipeline)
 
 
 def _shard() -> tuple[int, int]:
@@ -199,7 +223,7 @@ def _shard() -> tuple[int, int]:
 
 
 def _pruned_lengths(config: Config, task: Task, tokenizer: Tokenizer) -> Callable[[int], tuple[int, int]]:
-    """Static lengths that hold every training prompt pruned, and with one segment alone; measured when first asked for."""
+    """Static lengths that hold every training prompt pruned, and with one segment alone; measured when first asked."""
 
     @cache
     def measured() -> tuple[int, int]:
@@ -210,6 +234,7 @@ def _pruned_lengths(config: Config, task: Task, tokenizer: Tokenizer) -> Callabl
             config.data.train_examples,
             length=max(config.data.lengths),
             max_segments=config.data.max_segments,
+            max_answer=config.data.max_answer,
         )
         short = single = 0
         for index in range(len(encoded)):
@@ -217,7 +242,8 @@ def _pruned_lengths(config: Config, task: Task, tokenizer: Tokenizer) -> Callabl
             sizes = [len(segment) for segment in example.context]
             fixed = example.length - sum(sizes)
             rates = config.budget.keep_rates
-            budget = config.budget.keep_tokens or int(np.floor(max(rates) * sum(sizes) + 1e-4))
+            # At least what `pruner.budget_of_rate` computes in float32.
+            budget = config.budget.keep_tokens or int(np.floor(max(rates) * sum(sizes) * (1 + 2**-21) + 2e-4))
             forced = sum(int(mask.sum()) for mask in example.forced)
             short = max(short, fixed + min(max(budget, forced, 1), sum(sizes)))
             single = max(single, fixed + max(sizes))

@@ -27,7 +27,7 @@ def keep_labels(config: LabelConfig, batch: Batch, read: Read, length: int) -> F
         return batch.support.astype(jnp.float32)
     gains = segment_gains(config.source == "alone", batch, read, length)
     there = segment_exists(batch)
-    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
     mean = jnp.sum(jnp.where(there, gains, 0.0), axis=1, keepdims=True) / count
     variance = jnp.sum(jnp.where(there, jnp.square(gains - mean), 0.0), axis=1, keepdims=True) / count
     standard = (gains - mean) * jax.lax.rsqrt(variance + 1e-6)
@@ -35,15 +35,16 @@ def keep_labels(config: LabelConfig, batch: Batch, read: Read, length: int) -> F
 
 
 def segment_exists(batch: Batch) -> Bool[Array, "batch segments"]:
-    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
+    """Which segments of a batch have tokens."""
+    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)[None, None]
     return jnp.any((batch.segment[..., None] == numbers) & (batch.role == Role.CONTEXT)[..., None], axis=1)
 
 
 def segment_gains(alone: bool, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"]:
     """How much each segment helps, in nats a token of the answer, up to a constant an example.
 
-    `alone`: -NLL with that segment as the whole context. Else leave-one-out: NLL without the segment (less the constant NLL
-    with all of them). Reads one segment of all examples at a time, so memory does not grow with their number.
+    `alone`: -NLL with that segment as the whole context. Else leave-one-out: NLL without the segment (less the constant
+    NLL with all of them). Reads one segment of all examples at a time, so memory does not grow with their number.
     """
     static = length if alone else batch.role.shape[1]
 

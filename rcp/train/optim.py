@@ -27,8 +27,12 @@ def learning_rate(config: OptimConfig, peak: float, updates: int) -> optax.Sched
 def make_optimizer(config: OptimConfig, steps: int, partitions: tuple[str, ...]) -> optax.GradientTransformation:
     """AdamW with clipping by global norm in each partition; gradient ascent, kept non-negative, for "dual".
 
-    Accumulates `config.accumulate` gradients an update. A step with a non-finite gradient changes nothing but a count:
-    see `nonfinite`.
+    Accumulates `config.accumulate` gradients an update. A non-finite gradient changes nothing but two counts in the
+    state (an `optax.ApplyIfFiniteState`): `notfinite_count` in a row and `total_notfinite` in all.
+
+    Args:
+      steps: gradients that will be given, for the schedule.
+      partitions: the keys of the parameters.
     """
     updates = max(steps // config.accumulate, 1)
 

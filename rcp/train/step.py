@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,10 @@ def needs_of(config: Config) -> frozenset[str]:
 
 
 def make_pruner_step(
-    config: Config, networks: Networks, optimizer: optax.GradientTransformation, lengths: Callable[[int], tuple[int, int]]
+    config: Config,
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    lengths: Callable[[int], tuple[int, int]],
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of the pruner's stage.
 
@@ -170,9 +173,7 @@ def make_pruner_step(
         dual = params["dual"]["budget"] if "dual" in params else None
         return Outcome(batch, scores.tokens, scores.segments, c.labels, keep, nll, kl, c.budget, draws, dual)
 
-    def step(
-        state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
         collected = jax.lax.stop_gradient(collect(state, frozen, batch, axis_name))
         now = {name: jnp.asarray(weight(state.step), jnp.float32) for name, weight in weights.items()}
 
@@ -186,7 +187,7 @@ def make_pruner_step(
             loss, terms, grads = _sum_shares((loss, terms, grads), axis_name)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
-            return (optax.apply_updates(params, updates), opt_state), metrics
+            return (_apply(params, updates), opt_state), metrics
 
         carry = (state.params, state.opt_state)
         if config.policy.updates == 1:
@@ -197,14 +198,16 @@ def make_pruner_step(
         aux = dict(state.aux)
         if collected.reward is not None:
             mean = _sum_shares(global_mean(collected.reward.mean(0), batch.weight, axis_name), axis_name)
-            exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)  # type: ignore[union-attr]
+            assert collected.exact is not None
+            exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)
             metrics |= {"reward": mean, "exact_match": _sum_shares(exact, axis_name)}
             if "baseline" in aux:
                 decay = config.policy.baseline_decay
-                aux["baseline"] = decay * aux["baseline"] + (1 - decay) * mean
+                moved = decay * aux["baseline"] + (1 - decay) * mean
+                aux["baseline"] = jnp.where(jnp.isfinite(mean), moved, aux["baseline"])
         if "dual" in params:
             metrics["multiplier"] = params["dual"]["budget"]
-        return _finish(state, params, opt_state, aux, metrics)
+        return _finish(state, params, opt_state, aux, metrics, config.policy.updates)
 
     return step
 
@@ -214,9 +217,7 @@ def make_reader_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of the model's own stage: answer NLL (nats, summed over the answer) on whole prompts."""
 
-    def step(
-        state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
         def loss_of(params: Params) -> tuple[Array, Array]:
             reading = networks.read(params, frozen, batch)
             exact = global_mean(reading.exact.astype(jnp.float32), batch.weight, axis_name)
@@ -225,17 +226,25 @@ def make_reader_step(
         (loss, exact), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         loss, exact, grads = _sum_shares((loss, exact, grads), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = _apply(state.params, updates)
         metrics = {"loss": loss, "exact_match": exact, "grad_norm": optax.global_norm(grads)}
-        return _finish(state, params, opt_state, state.aux, metrics)
+        return _finish(state, params, opt_state, state.aux, metrics, 1)
 
     return step
 
 
-def _finish(state: TrainState, params, opt_state, aux, metrics: Metrics) -> tuple[TrainState, Metrics]:
-    metrics["nonfinite_run"] = opt_state.notfinite_count.astype(jnp.float32)
-    metrics["skipped"] = opt_state.total_notfinite.astype(jnp.float32)
+def _finish(
+    state: TrainState, params: Params, opt_state: Any, aux: dict[str, Any], metrics: Metrics, updates: int
+) -> tuple[TrainState, Metrics]:
+    """The next state, and the metrics with the counts of non-finite *steps* (the optimizer counts updates)."""
+    new = opt_state.total_notfinite > state.opt_state.total_notfinite
+    metrics["skipped"] = new.astype(jnp.float32)
+    metrics["nonfinite_run"] = ((opt_state.notfinite_count + (updates - 1)) // updates).astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, aux, state.key), metrics
+
+
+def _apply(params: Params, updates: Any) -> Params:
+    return cast(Params, optax.apply_updates(params, updates))
 
 
 def _sum_shares(tree: Any, axis_name: str | None) -> Any:

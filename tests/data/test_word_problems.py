@@ -90,6 +90,18 @@ def test_pool_and_difficulty(folder):
     assert all(p.difficulty <= 2 for p in [*task.problems("train"), *task.shot_pool])
 
 
+def test_max_words_leaves_out_long_training_problems_and_shots_alone(folder):
+    def words(problem):
+        return len(problem.question.split()) + len(problem.solution.split())
+
+    whole = Gsm8k(**SMALL)
+    limit = sorted(words(p) for p in whole.problems("train"))[len(whole.problems("train")) // 2]
+    task = Gsm8k(max_words=limit, **SMALL)
+    assert [p.uid for p in task.problems("train")] == [p.uid for p in whole.problems("train") if words(p) <= limit]
+    assert all(words(p) <= limit for p in task.shot_pool)
+    assert task.problems("test") == whole.problems("test")
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -2,6 +2,10 @@
 
      v7 = v2 ; v2 = 3 ; v5 = v9 ; v9 = 8 ; v7 ? 3
 
+With `trace` the answer spells out the way to the value, one look-up a token, which a tiny model learns far sooner:
+
+     v7 = v2 ; v2 = 3 ; v5 = v9 ; v9 = 8 ; ? v7 v2 3
+
 The question needs as many statements as the chain of the asked variable is long; every other statement is a distractor.
 The vocabulary is closed, every symbol is one token and every statement has the same number of tokens.
 """
@@ -32,6 +36,7 @@ class Chain:
         sums modulo `modulus`.
       shuffled: False leaves every definition before its uses, with distractors in between.
       branch: the chance that a distractor copies an earlier variable (of the needed chain too) rather than a number.
+      trace: the question is " ? v7" and the answer every source in turn down to the value, instead of " v7 ?" and the value.
       seed: of every draw; example i of a split depends on (seed, split, i) alone.
       train_size, eval_size: lengths of the splits where no count is asked for.
     """
@@ -44,6 +49,7 @@ class Chain:
     operations: bool = False
     shuffled: bool = True
     branch: float = 0.5
+    trace: bool = False
     seed: int = 0
     train_size: int = 100_000
     eval_size: int = 1_000
@@ -75,7 +81,7 @@ class Chain:
 
     @property
     def chance(self) -> float:
-        """Exact match of a reader that knows nothing."""
+        """Exact match of a reader that knows nothing (with `trace`: and of one that guesses the value alone)."""
         return 1 / self.modulus
 
     def tokenizer(self) -> SymbolTokenizer:
@@ -87,8 +93,9 @@ class Chain:
         return LazyExamples(size, lambda index: self.example(split, index))
 
     def check(self, prediction: str, example: Example) -> bool:
-        """Whether the first symbol of the continuation is the answer."""
-        return prediction.split()[:1] == example.answer.split()
+        """Whether the continuation begins with the symbols of the answer."""
+        answer = example.answer.split()
+        return prediction.split()[: len(answer)] == answer
 
     def example(self, split: Split, index: int) -> Example:
         """Example `index` of a split; `support` names the statements of the asked variable's chain."""
@@ -114,11 +121,12 @@ class Chain:
         order = rng.permutation(total) if self.shuffled else _definitions_first(rng, sources)
         place = {int(old): new for new, old in enumerate(order)}
         asked = names[depth - 1]
+        way = "".join(f" {name}" for name in reversed(names[: depth - 1])) if self.trace else ""
         return Example(
             instruction="",
             context=tuple(statements[old] for old in order),
-            question=f" {asked} ?",
-            answer=f" {value[asked]}",
+            question=f" ? {asked}" if self.trace else f" {asked} ?",
+            answer=f"{way} {value[asked]}",
             support=tuple(place[number] for number in range(depth)),
             group=f"needs {depth}",
             uid=f"chain/{split}/{index}",

@@ -50,6 +50,8 @@ class WordProblems:
         stand in random order, and none has the question's own text.
       pool_size, validation_size: rows set aside.
       max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
+      max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
+        shapes cost what the longest example costs, so a few long ones make every step dear.
       instruction: text before the shots.
       source: "files" reads the raw files; "tfds" prepares and reads the TFDS builder of rcp.data.builders.
       seed: of the division and of every draw.
@@ -62,6 +64,7 @@ class WordProblems:
     pool_size: int = 2_000
     validation_size: int = 500
     max_difficulty: int = 0
+    max_words: int = 0
     instruction: str = ""
     source: Literal["files", "tfds"] = "files"
     seed: int = 0
@@ -142,10 +145,15 @@ class WordProblems:
         order = iter(np.random.default_rng(self.seed).permutation(len(rows)))
         divided = {name: [rows[int(next(order))] for _ in range(size)] for name, size in parts.items()}
         divided["train"] = [rows[int(i)] for i in order]
-        if self.max_difficulty:
-            for name in ("train", "pool"):
-                divided[name] = [row for row in divided[name] if row.difficulty <= self.max_difficulty]
+        for name in ("train", "pool"):
+            divided[name] = [row for row in divided[name] if self._admits(row)]
         return divided
+
+    def _admits(self, row: Problem) -> bool:
+        """Whether a training problem or shot is easy and short enough."""
+        words = len(row.question.split()) + len(row.solution.split())
+        easy = not self.max_difficulty or row.difficulty <= self.max_difficulty
+        return easy and (not self.max_words or words <= self.max_words)
 
     def _candidates(self, split: Split, index: int, problem: Problem) -> list[Problem]:
         rng = example_rng(self.seed, split, index)

@@ -1,0 +1,83 @@
+"""What the pruner adds to a training step: the whole step over the same step's frozen-model work.
+
+    python -m experiments.bench_step [--config=configs/facts.py] [--repeats=5] [--output=X.json]
+
+Frozen-model work is what any method of this kind pays: the early features and the reading of every mask drawn. The rest is
+the scorer forward and backward (once for each of `policy.updates`), the sampler, the objectives and the optimizer. Both
+are compiled, run in turn on the same batch, and compared by their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from rcp.config import Config
+from rcp.config_file import load_config
+from rcp.nn import pruner
+from rcp.nn.pruner import Scores
+from rcp.train.build import Build, build
+from rcp.train.parallel import use_compile_cache
+from rcp.types import Batch
+
+
+def frozen_work(config: Config, built: Build, short: int):
+    """The early features of a batch, and `policy.samples` readings of it at the highest keep rate."""
+
+    def work(frozen, batch: Batch):
+        features = built.networks.features({}, frozen, batch)
+        scores = Scores(jnp.zeros(batch.tokens.shape), jnp.zeros(batch.support.shape))
+        budget = pruner.budget_of_rate(batch, max(config.budget.keep_rates))
+        kept = pruner.prune(scores, batch, budget, granularity=config.budget.granularity).keep
+
+        def one(sample):
+            del sample
+            reading = built.networks.read({}, frozen, pruner.compact(batch, kept, short))
+            return reading.nll_sum, reading.exact
+
+        return features, jax.lax.map(one, jnp.arange(config.policy.samples))
+
+    return jax.jit(work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/facts.py")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    use_compile_cache()
+    config = load_config(arguments.config, [])
+    built = build(config)
+    stage = built.stages[-1]
+    state, frozen = jax.device_put((stage.init_state(None), stage.frozen(None)))
+    batch = jax.tree.map(jnp.asarray, next(stage.make_pipeline()))
+    step = jax.jit(lambda s, f, b: stage.step(s, f, b, axis_name=None))
+    short = built.pruned_lengths(batch.tokens.shape[1])[0]
+    work = frozen_work(config, built, short)
+    seconds: dict[str, list[float]] = {"frozen model": [], "whole step": []}
+    runs = {"frozen model": lambda: work(frozen, batch), "whole step": lambda: step(state, frozen, batch)}
+    for run in runs.values():
+        jax.block_until_ready(run())
+    for _ in range(arguments.repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = median["whole step"] / median["frozen model"]
+    for name, value in median.items():
+        print(f"{name:14s} {value:8.3f} s")
+    print(f"ratio          {ratio:8.3f}   ({config.policy.samples} draws, {config.policy.updates} updates a step)")
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"seconds": median, "ratio": ratio}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
