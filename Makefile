@@ -72,12 +72,13 @@ format: install-dev  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-parity: install-dev  ## compare with torch and transformers (installs the CPU build of torch, a large download)
+parity: install-dev  ## compare with torch and transformers (installs both, a large download)
 	@$(INSTALL) torch==2.13.0 transformers==5.23.0 accelerate
 	$(BIN)/python -m experiments.parity
 
-bench: install  ## time the sampler against jax.lax.top_k and one sort
+bench: install  ## time the sampler against jax.lax.top_k and one sort, and a training step against its model's work
 	$(BIN)/python -m experiments.bench_sampling
+	$(BIN)/python -m experiments.bench_step
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,32 +10,39 @@ def get_config(variant: str = "both") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
-    c.task = {"name": "chain", "segments": (24, 24), "test_segments": (24, 24), "needed": (1, 2), "variables": 24}
-    c.data = {"batch_size": 64, "lengths": (112,), "max_segments": 24, "max_answer": 1, "train_examples": 4096}
+    c.task = {
+        "name": "chain",
+        "segments": (24, 24),
+        "test_segments": (24, 24),
+        "needed": (1, 3),
+        "variables": 24,
+        "trace": True,
+    }
+    c.data = {"batch_size": 32, "lengths": (104,), "max_segments": 24, "max_answer": 6, "train_examples": 8192}
     c.model = {
         "name": "scratch",
         "d_model": 64,
-        "n_layers": 3,
+        "n_layers": 2,
         "n_heads": 2,
         "n_kv_heads": 2,
         "head_dim": 32,
-        "d_ff": 128,
+        "d_ff": 64,
     }
     c.reader = {
-        "steps": 4000,
-        "learning_rate": 3e-3,
+        "steps": 2000,
+        "learning_rate": 5e-3,
         "warmup_steps": 100,
         "batch_size": 64,
-        "lengths": (32,),
-        "task": {"segments": (2, 7)},
+        "lengths": (36,),
+        "task": {"segments": (4, 7), "needed": (1, 6), "train_size": 50_000},
     }
-    c.scorer = {"kind": "standalone", "width": 64, "depth": 2, "heads": 2}
+    c.scorer = {"kind": "standalone", "width": 64, "depth": 3, "heads": 2}
     c.budget = {"granularity": "segment", "keep_rates": (0.25,)}
     supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.003}
     c.objectives = {"both": {"bce": 0.3, **rl}, "rl": rl, "supervised": supervised}[variant]
     c.labels = {"source": "support"}
     c.policy = {"samples": 8, "updates": 4}
     c.optim = {"learning_rate": 2e-3, "warmup_steps": 10, "weight_decay": 0.01}
-    c.train = {"steps": 100, "log_every": 100, "checkpoint_every": 1000}
-    c.eval = {"keep_rates": (0.5, 0.25, 0.125), "examples": 1000, "batch_size": 100}
+    c.train = {"steps": 80, "log_every": 5, "checkpoint_every": 500}
+    c.eval = {"keep_rates": (0.5, 0.25, 0.125), "examples": 500, "batch_size": 100}
     return c

@@ -3,8 +3,9 @@
     rcp train --config=configs/gsm8k.py --workdir=runs/gsm8k && rcp eval --workdir=runs/gsm8k
 
 Variants: `configs/gsm8k.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the GSM8K files
-(`rcp doctor` says where they are looked for). The measure is the NLL of the gold solution: this model solves almost none.
-Labels say how much each example helps when it stands alone; draws keep one or two examples, which makes reading cheap.
+(`rcp doctor` says where they are looked for). The measure is the NLL of the gold solution: this model solves almost
+none. Labels say how much each example helps when it stands alone; draws keep one or two examples, which makes reading
+cheap.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,13 @@ def get_config(variant: str = "both") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {"name": "gsm8k", "shots": 8, "pool_size": 400, "max_words": 100, "validation_size": 500}
-    c.data = {"batch_size": 8, "lengths": (1408, 1664, 2048), "max_segments": 8, "max_answer": 384, "train_examples": 1600}
+    c.data = {
+        "batch_size": 8,
+        "lengths": (1408, 1664, 2048),
+        "max_segments": 8,
+        "max_answer": 384,
+        "train_examples": 1600,
+    }
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     c.scorer = {"kind": "mlp", "layer": 4, "width": 128}
     c.budget = {"granularity": "segment", "keep_rates": (0.125, 0.25)}

@@ -2,9 +2,10 @@
 
     python -m experiments.bench_step [--config=configs/facts.py] [--repeats=5] [--output=X.json]
 
-Frozen-model work is what any method of this kind pays: the early features and the reading of every mask drawn. The rest is
-the scorer forward and backward (once for each of `policy.updates`), the sampler, the objectives and the optimizer. Both
-are compiled, run in turn on the same batch, and compared by their medians.
+Frozen-model work is what any method of this kind pays: the early features and the reading of every mask drawn. The
+rest is the scorer forward and backward (once for each of `policy.updates`), the sampler, the objectives and the
+optimizer. Both are compiled, run in turn on the same batch, and compared by their medians. For configs of a pretrained
+model.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     use_compile_cache()
     config = load_config(arguments.config, [])
+    if config.model.name == "scratch" or config.model.train != "frozen":
+        raise SystemExit(f"{arguments.config} has no frozen pretrained model to compare with")
     built = build(config)
     stage = built.stages[-1]
     state, frozen = jax.device_put((stage.init_state(None), stage.frozen(None)))

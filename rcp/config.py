@@ -169,6 +169,7 @@ class RewardConfig:
 class OptimConfig:
     """One optax chain. The model's and the dual variable's learning rates, where None, follow `learning_rate`.
 
+    `warmup_steps` counts optimizer updates, of which a training step takes `policy.updates`, over `accumulate`.
     `max_nonfinite`: consecutive skipped steps after which the run stops.
     """
 
@@ -280,17 +281,24 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
-        "eval.bootstrap model.lora_rank model.n_layers model.d_model scorer.width scorer.heads relax.temperature"
+        "eval.bootstrap model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
+        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature"
     )
     for key in positive.split():
         need(_get(config, key) > 0, key, "above 0")
-    for key in ("optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "policy.clip", "scorer.depth"):
+    for key in ("data.train_examples", "reader.batch_size", "model.vocab_size"):
+        need(_get(config, key) is None or _get(config, key) > 0, key, "above 0 or None")
+    not_negative = (
+        "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
+        "eval.shown eval.decode"
+    )
+    for key in not_negative.split():
         need(_get(config, key) >= 0, key, "0 or more")
     need(0 <= config.policy.baseline_decay < 1, "policy.baseline_decay", "in [0, 1)")
-    lengths = config.data.lengths
-    need(
-        bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)), "data.lengths", "ascending, above 0"
-    )
+    for key in ("data.lengths", "reader.lengths"):
+        lengths = _get(config, key)
+        ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
+        need(ascending, key, "ascending, above 0")
     for name in config.objectives:
         need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
     if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":

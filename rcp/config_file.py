@@ -31,7 +31,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
       path: python file with `get_config`, or a `config.json` that a run has saved.
-      overrides: flags of the form "--config.a.b=value" (or "a.b=value"), later ones win.
+      overrides: flags of the form "--config.a.b=value" (or "a.b=value"), later ones win. Where "task.name" names
+        another task than the file does, the file's other keys of the task section are dropped.
 
     Raises:
       UserError: no such file, an unknown key (the nearest is named), a value of the wrong type or out of range.
@@ -40,9 +41,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if ":" in text and not Path(text).exists():
         text, variant = text.rsplit(":", 1)
     values = _read(Path(text), variant)
+    flags = [(*_parse_flag(flag), flag) for flag in overrides]
+    named = [value for key, value, _ in flags if key == "task.name"]
+    if named and isinstance(values.get("task"), dict) and named[-1] != values["task"].get("name", TaskConfig.name):
+        values["task"] = {}  # the file's keys are those of another task
     origin = dict.fromkeys(_flat_keys(values), f"in {text}")
-    for flag in overrides:
-        key, value = _parse_flag(flag)
+    for key, value, flag in flags:
         _set(values, key, value, flag)
         origin[key] = f"in the flag --config.{key}"
     return from_dict(values, origin=origin, default_origin=f"in {text}")
@@ -240,6 +244,12 @@ def _lookup(values: Any, key: str) -> Any:
     return values
 
 
+def differing_keys(before: Config, after: Config) -> list[str]:
+    """The dotted keys that decide the numbers of a run and differ, one of which may be absent in either."""
+    old, new = _identity(before), _identity(after)
+    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
 def save_config(config: Config, workdir: Path) -> None:
     """Writes `workdir/config.json`, or checks a resumed run's configuration against the one there.
 
@@ -252,8 +262,7 @@ def save_config(config: Config, workdir: Path) -> None:
         old, new = _identity(before), _identity(config)
         differ = [
             f"  config.{k}: {old.get(k, '(not set)')!r} there, {new.get(k, '(not set)')!r} now"
-            for k in sorted(old.keys() | new.keys())
-            if old.get(k) != new.get(k)
+            for k in differing_keys(before, config)
         ]
         if config.train.steps < before.train.steps:
             differ.append(f"  config.train.steps: {before.train.steps} there, {config.train.steps} now (may only grow)")

@@ -83,6 +83,12 @@ def test_flags_win_and_are_typed(path):
     assert config.data.train_examples is None
 
 
+def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
+    flags = ["--config.task.path=mine.jsonl", "--config.task.name=jsonl"]
+    assert load_config(path, flags).task.fields == {"path": "mine.jsonl"}
+    assert load_config(path, ["--config.task.name=facts"]).task.fields == {"hops": [1, 2]}
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -107,6 +113,9 @@ def test_flags_win_and_are_typed(path):
         ("objectives.nll=high", r"config.objectives.nll .* should be a weight or a section"),
         ("eval.methods=['ours','bm52']", r"unknown method 'bm52' in config.eval.methods .*; did you mean bm25\?"),
         ("data.lengths=[64,32]", r"config.data.lengths .* should be ascending"),
+        ("reader.lengths=[0]", r"config.reader.lengths .* should be ascending"),
+        ("model.n_kv_heads=0", r"config.model.n_kv_heads .* should be above 0"),
+        ("data.train_examples=0", r"config.data.train_examples .* should be above 0 or None"),
         ("train=3", r"config.train .* should be a section, not 3"),
         ("parallel.shard_params=true", r"config.parallel.shard_params .* unless parallel.mode is .mesh"),
         ("seed.a=1", r"config.seed .* should be int"),

@@ -1,4 +1,4 @@
-"""Prompts, a decoder and a scorer small enough to be compiled many times, for the tests of pruner, objectives and steps."""
+"""Prompts, a decoder and a scorer small enough to be compiled many times."""
 
 from __future__ import annotations
 

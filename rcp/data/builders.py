@@ -3,8 +3,8 @@
     builder = builders.prepare("gsm8k")                       # raw files: see rcp.data.sources
     source = builder.as_data_source(split="train")            # random access; grain.MapDataset.source(source)
 
-`gsm8k`, `svamp`, `addsub` and `mrd3` hold the published rows; `facts` and `chain` hold examples of those tasks,
-generated once. TFDS is imported with this module, so import it only where it is used.
+`gsm8k`, `svamp`, `addsub` and `mrd3` hold the published rows; `facts`, `chain`, `reasoning_gym` and `jsonl` hold
+examples of those tasks, generated or read once. TFDS is imported with this module, so import it only where it is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rcp.types import Example, UserError
 _VERSION = tfds.core.Version("1.0.0")
 _TEXT = tfds.features.Text
 _EXAMPLE_TEXTS = ("instruction", "question", "answer", "group", "uid")
-_EXAMPLE_LISTS = ("context", "support")
+_EXAMPLE_TASKS = ("facts", "chain", "reasoning_gym", "jsonl")
 
 
 class _ProblemBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -90,7 +90,7 @@ class TaskConfig(tfds.core.BuilderConfig):
 
 
 class RcpExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Examples of a generated task (facts, chain), one config for each choice of its fields."""
+    """Examples of a task, one config for each choice of its fields."""
 
     VERSION = _VERSION
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -98,7 +98,9 @@ class RcpExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         features: dict[str, Any] = {key: _TEXT() for key in _EXAMPLE_TEXTS}
         features["context"] = tfds.features.Sequence(_TEXT())
-        features["support"] = tfds.features.Sequence(tfds.features.Scalar(np.int32))
+        for key in ("support", "forced"):  # forced: segment, start and end of each span in turn
+            features[key] = tfds.features.Sequence(tfds.features.Scalar(np.int32))
+        features |= {key: tfds.features.Scalar(np.int32) for key in ("number", "support_known")}
         return tfds.core.DatasetInfo(
             builder=self, description=type(self).__doc__, features=tfds.features.FeaturesDict(features)
         )
@@ -112,9 +114,9 @@ class RcpExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         task = self.builder_config.task  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         for number, example in enumerate(task.examples(split, count)):
-            if example.support is None:
-                raise ValueError(f"{example.uid}: RcpExamples stores tasks that know the support")
-            yield number, {key: getattr(example, key) for key in _EXAMPLE_TEXTS + _EXAMPLE_LISTS}
+            row: dict[str, Any] = {key: getattr(example, key) for key in (*_EXAMPLE_TEXTS, "context")}
+            row |= {"number": number, "support": example.support or (), "support_known": example.support is not None}
+            yield number, row | {"forced": [place for span in example.forced for place in span]}
 
 
 _PROBLEMS: dict[str, type[_ProblemBuilder]] = {
@@ -136,9 +138,9 @@ def prepare(
     """A builder whose data are on disk, generated at the first call.
 
     Args:
-      name: gsm8k, svamp, addsub, mrd3, or the name of a generated task.
-      task: the task that "facts" or "chain" stores (default: with its default fields).
-      counts: how many examples of each split those store (default: 1,000 of each).
+      name: gsm8k, svamp, addsub, mrd3, facts, chain, reasoning_gym or jsonl.
+      task: the task whose examples the last four store (default: with its default fields; jsonl has to have a path).
+      counts: how many examples of each split those store at most (default: 1,000 of each).
       data_dir: where prepared data are kept (default: that of TFDS, ~/tensorflow_datasets or $TFDS_DATA_DIR).
       manual_dir: where the raw files are (default: as `rcp.data.sources.find_file` looks).
 
@@ -151,19 +153,28 @@ def prepare(
             manual_dir = sources.find_file(next(iter(sources.SOURCES[name].files.values())), name).parent
         builder = _PROBLEMS[name](**options)
         download["manual_dir"] = manual_dir
-    elif name in ("facts", "chain"):
+    elif name in _EXAMPLE_TASKS:
         from rcp.data.tasks import TASKS
 
         task = task or TASKS[name]()
         sizes = tuple((split, (counts or dict.fromkeys(SPLITS, 1_000)).get(split, 0)) for split in SPLITS)
         sizes = tuple((split, size) for split, size in sizes if size)
-        label = hashlib.sha256(repr((task, sizes)).encode()).hexdigest()[:12]
-        config = TaskConfig(name=f"{name}_{label}", description=repr(task), task=task, counts=sizes)
+        config = TaskConfig(name=f"{name}_{_label(task, sizes)}", description=repr(task), task=task, counts=sizes)
         builder = RcpExamples(config=config, **options)
     else:
-        raise UserError(f"no TFDS builder {name!r}: expected one of {', '.join([*_PROBLEMS, 'facts', 'chain'])}")
+        raise UserError(f"no TFDS builder {name!r}: expected one of {', '.join([*_PROBLEMS, *_EXAMPLE_TASKS])}")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**download))
     return builder
+
+
+def _label(task: Task, sizes: tuple[tuple[str, int], ...]) -> str:
+    """Twelve digits that change with the task's fields, the counts and the content of the task's files."""
+    digest = hashlib.sha256(repr((task, sizes)).encode())
+    for key in ("path", "validation_path", "test_path"):
+        if getattr(task, key, ""):
+            path = Path(getattr(task, key)).expanduser()
+            digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:12]
 
 
 def problems(name: str, split: str, **options: Any) -> list[Problem]:
@@ -187,7 +198,7 @@ class StoredExamples(Sequence[Example]):
     @cached_property
     def _place(self) -> dict[int, int]:
         """Where each example is stored: TFDS writes them in an order of its own."""
-        return {int(_plain(row["uid"]).rpartition("/")[2]): place for place, row in enumerate(self.source)}
+        return {int(row["number"]): place for place, row in enumerate(self.source)}
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -202,9 +213,11 @@ class StoredExamples(Sequence[Example]):
             raise IndexError(index)
         row = self.source[self._place[int(index) % len(self)]]
         texts = {key: _plain(row[key]) for key in _EXAMPLE_TEXTS}
+        forced = [int(place) for place in row["forced"]]
         return Example(
             context=tuple(_plain(segment) for segment in row["context"]),
-            support=tuple(int(s) for s in row["support"]),
+            support=tuple(int(s) for s in row["support"]) if row["support_known"] else None,
+            forced=tuple(zip(forced[::3], forced[1::3], forced[2::3])),
             **texts,
         )
 

@@ -21,8 +21,6 @@ from rcp.nn.pruner import Granularity, Scores, budget_of_rate, prune
 from rcp.policies import context_tokens
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
-QUESTION = "Question: {question}\nAnswer:"
-"""How a bare question is written for the scorer, as in the tasks that it learned from."""
 ROUND = 64
 """Static lengths are multiples of this, so that prompts of similar length share a compile."""
 
@@ -209,10 +207,15 @@ def prune_files(
         if not context.strip():
             raise UserError(f"{name}: empty context: expected text, its segments separated by blank lines")
     trained = load_trained(workdir)
-    # A task with a closed vocabulary has no words to dress the question in.
-    asked = QUESTION.format(question=question) if trained.build.task.tokenizer() is None else question
-    pruner = pruner_of(trained)
-    pruned = pruner(contexts, [asked] * len(files), keep_rate=keep_rate, keep_tokens=keep_tokens, force=force)
+    instruction, asked = trained.build.task.ask(question)  # as in the prompts that the scorer learned from
+    pruned = pruner_of(trained)(
+        contexts,
+        [asked] * len(files),
+        keep_rate=keep_rate,
+        keep_tokens=keep_tokens,
+        force=force,
+        instruction=instruction,
+    )
     for name, found in zip(files, pruned):
         if as_json:
             print(json.dumps({"file": name, **asdict(found)}, ensure_ascii=False))

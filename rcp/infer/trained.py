@@ -11,12 +11,15 @@ from typing import Any
 import jax
 
 from rcp.config import Config
-from rcp.config_file import load_config
+from rcp.config_file import differing_keys, load_config
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import Reading
 from rcp.train.build import Build, build
 from rcp.train.loop import restore
 from rcp.types import Batch, UserError
+
+MAY_DIFFER = ("eval.", "task.", "data.", "parallel.", "model.dtype")
+"""Keys that may differ from training: what is evaluated, and how it is computed."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,11 @@ class Trained:
 
 
 def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
-    """The run in `workdir`; `overrides` are config flags such as "--config.eval.examples=50".
+    """The run in `workdir`; `overrides` are config flags such as "--config.eval.examples=50", of keys in `MAY_DIFFER`.
 
     Raises:
-      UserError: no run there, nothing trained yet, a checkpoint of another config, or none that can be read.
+      UserError: no run there, nothing trained yet, a checkpoint of another config, or none that can be read; a flag for
+        what training has decided.
     """
     workdir = Path(workdir)
     saved = workdir / "config.json"
@@ -60,7 +64,12 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
         raise UserError(
             f"{workdir} holds no run (no config.json); train one: rcp train --config=configs/X.py --workdir={workdir}"
         )
-    config = load_config(saved, overrides)
+    trained_with, config = load_config(saved), load_config(saved, overrides)
+    if decided := [key for key in differing_keys(trained_with, config) if not key.startswith(MAY_DIFFER)]:
+        raise UserError(
+            f"config.{decided[0]} was decided in training ({workdir}); only these may be set now: "
+            + ", ".join(f"config.{key}" for key in MAY_DIFFER)
+        )
     built = build(config)
-    state, frozen = restore(built.stages, config, workdir)
+    state, frozen = restore(built.stages, trained_with, workdir)
     return Trained(config, built, jax.device_put((state.params, frozen)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import fields
 
@@ -12,6 +13,8 @@ from rcp.data import sources
 from rcp.data.sources import Problem
 from rcp.data.tasks.chain import Chain
 from rcp.data.tasks.facts import Facts
+from rcp.data.tasks.jsonl import Jsonl
+from rcp.data.tasks.reasoning_gym import ReasoningGym
 from rcp.data.tasks.word_problems import Gsm8k
 from rcp.types import UserError
 
@@ -47,6 +50,28 @@ def test_generated_tasks_round_trip(tmp_path, task):
         stored[5]
     other = builders.prepare(name, task=type(task)(seed=9), counts=counts, data_dir=tmp_path)
     assert other.data_dir != builder.data_dir
+
+
+def test_jsonl_round_trip(tmp_path):
+    """With forced spans and without support; another content of the file is another data set."""
+    path = tmp_path / "mine.jsonl"
+    row = {"question": "Who?", "answer": "Anna", "context": ["Anna is here.", "Tom is 7."], "forced": ["7"]}
+    path.write_text("\n".join(json.dumps({**row, "group": f"g{i % 2}"}) for i in range(10)))
+    task = Jsonl(path=str(path))
+    builder = builders.prepare("jsonl", task=task, data_dir=tmp_path / "tfds")
+    for split in ("train", "validation", "test"):
+        assert [*builders.StoredExamples(builder.as_data_source(split=split))] == [*task.examples(split)]
+    assert task.examples("train")[0].forced and task.examples("train")[0].support is None
+    path.write_text(path.read_text().replace("Tom", "Tim"))
+    changed = builders.prepare("jsonl", task=Jsonl(path=str(path)), data_dir=tmp_path / "tfds")
+    assert changed.data_dir != builder.data_dir
+
+
+def test_reasoning_gym_round_trip(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    task = ReasoningGym(shots=2)
+    builder = builders.prepare("reasoning_gym", task=task, counts={"test": 4}, data_dir=tmp_path)
+    assert [*builders.StoredExamples(builder.as_data_source(split="test"))] == [*task.examples("test", 4)]
 
 
 def test_task_reads_the_prepared_data(tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ def test_prune_prints_the_text_and_the_counts(
         (["eval", "--workdir={tmp}/no"], "holds no run"),
         (["eval", "{run}", "--config.eval.keep_rates=[0.5,0]"], "(0, 1]"),
         (["eval", "{run}", "--config.eval.methods=['orcale']"], "orcale"),
+        (["eval", "{run}", "--config.scorer.depth=1"], "config.scorer.depth was decided in training"),
     ],
 )
 def test_bad_input_is_named(

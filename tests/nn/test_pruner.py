@@ -265,7 +265,7 @@ def in_phi(slope: Scores, granularity: str) -> np.ndarray:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_score_function_gives_the_gradient_of_the_expected_reward(granularity):
-    """sum p(draw) reward(mask) grad log p(draw) over every draw, against finite differences of the exact expectation."""
+    """sum p(draw) reward(mask) grad log p(draw) over every draw, against differences of the exact expectation."""
     every = every_draw(granularity)
     count, phi = len(every.draws), phi_of(granularity)
     reward, probabilities = rewards(every.pruned)[:count], exact_probabilities(granularity, phi)

@@ -31,6 +31,10 @@ class Task(Protocol):
         """Whether a decoded continuation answers the example."""
         ...
 
+    def ask(self, question: str) -> tuple[str, str]:
+        """Instruction and question of a prompt as the task writes them, for a question that is not in its data."""
+        ...
+
     def tokenizer(self) -> Tokenizer | None:
         """The task's own closed-vocabulary tokenizer, or None where a pretrained one is to be used."""
         ...

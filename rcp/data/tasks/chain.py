@@ -36,7 +36,8 @@ class Chain:
         sums modulo `modulus`.
       shuffled: False leaves every definition before its uses, with distractors in between.
       branch: the chance that a distractor copies an earlier variable (of the needed chain too) rather than a number.
-      trace: the question is " ? v7" and the answer every source in turn down to the value, instead of " v7 ?" and the value.
+      trace: the question is " ? v7" and the answer every source in turn down to the value, instead of " v7 ?" and the
+        value.
       seed: of every draw; example i of a split depends on (seed, split, i) alone.
       train_size, eval_size: lengths of the splits where no count is asked for.
     """
@@ -81,8 +82,12 @@ class Chain:
 
     @property
     def chance(self) -> float:
-        """Exact match of a reader that knows nothing (with `trace`: and of one that guesses the value alone)."""
+        """Exact match of a reader that guesses the value (with `trace`: and has the way to it right)."""
         return 1 / self.modulus
+
+    def ask(self, question: str) -> tuple[str, str]:
+        """The question as it is: a closed vocabulary has no words to dress it in."""
+        return "", question
 
     def tokenizer(self) -> SymbolTokenizer:
         return SymbolTokenizer(self.vocabulary)

@@ -154,6 +154,9 @@ class Facts:
         size = count if count is not None else self.train_size if split == "train" else self.eval_size
         return LazyExamples(size, lambda index: self.example(split, index))
 
+    def ask(self, question: str) -> tuple[str, str]:
+        return INSTRUCTION, f"\nQuestion: {question}\nAnswer:"
+
     def tokenizer(self) -> Tokenizer | None:
         return None
 

@@ -61,6 +61,9 @@ class Jsonl:
         paths = {path for path in (self.path, self.validation_path, self.test_path) if path}
         return tuple(sorted({example.group for path in paths for example in self._read(path)}))
 
+    def ask(self, question: str) -> tuple[str, str]:
+        return "", self.question_format.format(question=question.strip())
+
     def tokenizer(self) -> Tokenizer | None:
         return None
 
@@ -132,7 +135,7 @@ class Jsonl:
         return Example(
             instruction=row.get("instruction", ""),
             context=context,
-            question=self.question_format.format(question=question.strip()),
+            question=self.ask(question)[1],
             answer=f" {answer.strip()}\n",
             support=None if support is None else tuple(support),
             group=row.get("group", ""),

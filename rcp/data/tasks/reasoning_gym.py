@@ -56,6 +56,9 @@ class ReasoningGym:
     def groups(self) -> tuple[str, ...]:
         return self.families
 
+    def ask(self, question: str) -> tuple[str, str]:
+        return "", f"Q: {question.strip()}\nA:"
+
     def tokenizer(self) -> Tokenizer | None:
         return None
 
@@ -88,7 +91,7 @@ class ReasoningGym:
         return Example(
             instruction="",
             context=tuple(shots[int(i)] for i in rng.permutation(len(shots))),
-            question=f"Q: {item['question'].strip()}\nA:",
+            question=self.ask(item["question"])[1],
             answer=f" {item['answer']}\n",
             group=family,
             uid=f"reasoning_gym/{family}/{split}/{index}",

@@ -84,6 +84,9 @@ class WordProblems:
     def groups(self) -> tuple[str, ...]:
         return (self.dataset,)
 
+    def ask(self, question: str) -> tuple[str, str]:
+        return self.instruction, f"Q: {question}\nA: {THINK}"
+
     def tokenizer(self) -> Tokenizer | None:
         return None
 
@@ -101,10 +104,11 @@ class WordProblems:
 
     def example(self, split: Split, index: int, problem: Problem) -> Example:
         """The prompt of one problem: candidate shots as segments, then the question."""
+        instruction, question = self.ask(problem.question)
         return Example(
-            instruction=self.instruction,
+            instruction=instruction,
             context=tuple(shot(found) for found in self._candidates(split, index, problem)),
-            question=f"Q: {problem.question}\nA: {THINK}",
+            question=question,
             answer=f" {problem.solution}\n",
             group=self.dataset,
             uid=problem.uid,

@@ -1,0 +1,141 @@
+"""What a scorer may look at, and what its scores may depend on."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rcp.nn.scorer import Scorer, ScorerConfig, early_features, question_first
+from rcp.types import Batch, Role
+from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
+
+KINDS = ("hidden", "mlp", "standalone")
+LENGTH, SEGMENTS = 20, 4
+ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
+MODEL, MODEL_PARAMS = nnx.split(tiny_model())
+
+
+@cache
+def scorer_of(kind: str):
+    """(parameters, compiled function of parameters and batch)."""
+    graph, params = nnx.split(tiny_scorer(kind))
+
+    def score(params, batch: Batch):
+        batch = jax.tree.map(jnp.asarray, batch)
+        features = None if kind == "standalone" else early_features(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
+        return nnx.merge(graph, params)(batch, features)
+
+    return params, jax.jit(score)
+
+
+def scores(kind: str, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of context tokens and of segments that there are; 0 elsewhere."""
+    params, score = scorer_of(kind)
+    found = score(params, batch)
+    there = (batch.segment[..., None] == np.arange(SEGMENTS)).any(1)
+    return np.where(batch.role == Role.CONTEXT, found.tokens, 0), np.where(there, found.segments, 0)
+
+
+def close(found, expected):
+    for x, y in zip(found, expected):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answer_is_not_looked_at_and_the_question_is(kind):
+    batch = batch_of(ROWS, LENGTH, SEGMENTS)
+    expected = scores(kind, batch)
+
+    def changed(role: Role) -> Batch:
+        return batch._replace(tokens=np.where(batch.role == role, 23 - batch.tokens, batch.tokens))
+
+    close(scores(kind, changed(Role.ANSWER)), expected)
+    without = batch.role == Role.ANSWER
+    cut = batch._replace(role=np.where(without, Role.PAD, batch.role).astype(np.int8))
+    close(scores(kind, cut), expected)
+    asked = scores(kind, changed(Role.QUESTION))
+    assert np.abs(asked[0] - expected[0]).max() > 0.01
+    assert np.abs(asked[1] - expected[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_neighbours_do_not_matter(kind):
+    batch = batch_of(ROWS, LENGTH, SEGMENTS)
+    expected = scores(kind, batch)
+    noise = np.random.default_rng(0).integers(1, 20, batch.tokens.shape)
+    close(scores(kind, batch._replace(tokens=np.where(batch.role == Role.PAD, noise, batch.tokens))), expected)
+    close(scores(kind, jax.tree.map(lambda x: x[::-1], batch)), [x[::-1] for x in expected])
+    tokens, segments = scores(kind, batch_of(ROWS, LENGTH + 4, SEGMENTS))
+    close((tokens[:, :LENGTH], segments), expected)
+
+
+def test_the_standalone_scorer_does_not_mind_the_order_of_segments():
+    """Permuting segments permutes their scores and those of their tokens."""
+    batch = batch_of(ROWS[1:], LENGTH, SEGMENTS)
+    tokens, segments = scores("standalone", batch)
+    sizes, order = ROWS[1].segments, [2, 0, 3, 1]
+    spans = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])  # no instruction: the context comes first
+    moved = np.concatenate([spans[s] for s in order])
+    permuted = np.array(batch.tokens)
+    permuted[0, : len(moved)] = batch.tokens[0, moved]
+    number = np.array(batch.segment)
+    number[0, : len(moved)] = np.repeat(np.arange(4), [sizes[s] for s in order])
+    other = scores("standalone", batch._replace(tokens=permuted, segment=number))
+    close((other[0][0, : len(moved)], other[1][0]), (tokens[0, moved], segments[0, order]))
+
+
+def test_the_question_is_read_first_and_the_answer_never():
+    batch = batch_of(ROWS, LENGTH, SEGMENTS)
+    order, valid = jax.jit(question_first)(batch)
+    for row, prompt in enumerate(ROWS):
+        roles = batch.role[row][np.asarray(order)[row][np.asarray(valid)[row]]]
+        sizes = (prompt.question, prompt.instruction, sum(prompt.segments))
+        np.testing.assert_array_equal(roles, np.repeat([Role.QUESTION, Role.INSTRUCTION, Role.CONTEXT], sizes))
+
+
+def test_early_features_are_those_of_the_reordered_prompt():
+    batch = batch_of(ROWS[:1], LENGTH, SEGMENTS)
+    model = nnx.merge(MODEL, MODEL_PARAMS)
+    features = jax.jit(lambda batch: early_features(model, batch, 1))(batch)
+    places = [np.flatnonzero(batch.role[0] == role) for role in (Role.QUESTION, Role.INSTRUCTION, Role.CONTEXT)]
+    order = np.concatenate(places)
+    expected = jax.jit(lambda tokens: model.hidden(tokens, stop=1))(batch.tokens[:, order])
+    np.testing.assert_allclose(features[0][order], expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_start_small_and_every_parameter_learns(kind):
+    """Gradients are finite with padding and a segment number that no token has."""
+    batch = batch_of(ROWS[:1], LENGTH, SEGMENTS)
+    params, score = scorer_of(kind)
+    weight = np.random.default_rng(0).normal(size=LENGTH).astype(np.float32)
+
+    def total(params):
+        found = score(params, batch)
+        return jnp.sum(found.tokens[0] * weight) + jnp.sum(found.segments[0, :3])
+
+    slope = jax.jit(jax.grad(total))(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slope):
+        assert np.isfinite(leaf).all(), path
+        assert np.any(leaf), path
+    fresh = Scorer(ScorerConfig(kind, 24 if kind == "standalone" else 16, 16, 1, 2), nnx.Rngs(0))
+    assert np.abs(fresh.token_head[...]).max() < 0.1
+
+
+def test_features_are_asked_for():
+    with pytest.raises(ValueError, match='the "mlp" scorer needs features'):
+        tiny_scorer("mlp")(batch_of(ROWS, LENGTH, SEGMENTS))
+
+
+@pytest.mark.strict_dtype
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtypes_are_strict(kind):
+    params, score = scorer_of(kind)
+    found = jax.eval_shape(lambda p, b: score.__wrapped__(p, b), params, batch_of(ROWS, LENGTH, SEGMENTS))
+    assert (found.tokens.dtype, found.segments.dtype) == (jnp.float32, jnp.float32)
+    assert found.tokens.shape == (2, LENGTH) and found.segments.shape == (2, SEGMENTS)

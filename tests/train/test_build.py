@@ -1,0 +1,178 @@
+"""From a config to a run: the same one every time, and an error for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from rcp.config import Config
+from rcp.config_file import from_dict, to_dict
+from rcp.data.pack import encode
+from rcp.data.tasks.chain import Chain
+from rcp.train import build as build_module
+from rcp.train.build import build
+from rcp.train.loop import run
+from rcp.types import UserError
+
+TASK = {"name": "chain", "segments": (2, 3), "test_segments": (3, 3), "needed": (1, 2), "variables": 4}
+
+
+def config_of(**sections) -> Config:
+    """The smoke config's shape, smaller still."""
+    values = {
+        "task": TASK,
+        "data": {"batch_size": 4, "lengths": (16,), "max_segments": 3, "max_answer": 1, "train_examples": 16},
+        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 16},
+        "reader": {"steps": 3},
+        "scorer": {"kind": "standalone", "width": 16, "heads": 2},
+        "objectives": {"bce": 1.0, "ppo": 1.0},
+        "policy": {"samples": 2},
+        "train": {"steps": 4, "log_every": 1, "checkpoint_every": 2},
+        "parallel": {"devices": 1},
+    }
+    for name, section in sections.items():
+        whole = name == "objectives" or (name == "task" and "name" in section)
+        values[name] = section if whole else {**values.get(name, {}), **section}
+    return from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"task": {"name": "fact"}}, r"config.task.name is 'fact'.*known tasks: .*chain"),
+        ({"task": {"segment": 3}}, r"unknown config key config.task.segment; did you mean config.task.segments\?"),
+        ({"scorer": {"width": 15}}, r"config.scorer.width is 15: expected a multiple of config.scorer.heads = 2"),
+        ({"scorer": {"heads": 0}}, r"config.scorer.heads should be above 0"),
+        ({"scorer": {"kind": "hidden", "layer": 2}}, r"config.scorer.layer is 2: expected 0 to 1, the model's layers"),
+        ({"scorer": {"kind": "mlp", "layer": -1}}, r"config.scorer.layer is -1"),
+        ({"reader": {"steps": 0}}, r"config.reader.steps is 0, but a model from scratch must be trained"),
+        ({"reader": {"task": {"hops": 3}}}, r"unknown config key config.reader.task.hops"),
+        ({"task": {"name": "jsonl", "path": "x.jsonl"}}, r"\"scratch\", but the task jsonl brings no tokenizer"),
+        ({"model": {"n_heads": 3, "n_kv_heads": 2}}, r"config.model: n_heads=3 is not a multiple of n_kv_heads=2"),
+        ({"model": {"head_dim": 7}}, r"config.model: head_dim=7 must be even"),
+        ({"model": {"vocab_size": 5}}, r"config.model.vocab_size is 5: the tokenizer of task chain has 2\d symbols"),
+        ({"model": {"name": "no/such/folder"}}, r"no/such/folder"),
+        ({"objectives": {}}, r"config.objectives is empty: expected one or more of nll"),
+        ({"policy": {"samples": 1}}, r"config.policy.samples should be above 1 for policy.baseline \"leave_one_out\""),
+    ],
+)
+def test_what_cannot_be_is_named(sections, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=message):
+        build(config_of(**sections))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"train_examples": 0}}, "config.data.train_examples should be above 0"),
+        (
+            {"data": {"lengths": (8,)}},
+            r"chain/train/\d+: the prompt has \d+ tokens, the limit is 8: raise data",
+        ),
+        ({"data": {"max_segments": 2}}, r"the context has 3 segments, the limit is 2: raise data.max_segments"),
+    ],
+)
+def test_data_that_does_not_fit_is_named(sections, message):
+    with pytest.raises(UserError, match=message):
+        pipeline = build(config_of(**sections)).stages[-1].make_pipeline()
+        for _ in range(4):
+            next(pipeline)
+
+
+def test_an_answer_longer_than_its_place_is_named(monkeypatch):
+    """It would be read, and learned, in part."""
+    built = build(config_of())
+    tokenizer = built.tokenizer
+    monkeypatch.setattr(tokenizer, "encode", lambda text: [2, 3] if len(text.split()) == 1 else [2] * 3)
+    with pytest.raises(UserError, match=r"the answer has 2 tokens, the limit is 1: raise data.max_answer"):
+        next(built.stages[-1].make_pipeline())
+
+
+def test_labels_that_the_task_does_not_know_are_named(monkeypatch):
+    """The loss would be 0 throughout."""
+
+    class Unlabelled(Chain):
+        def example(self, split, index):
+            return replace(super().example(split, index), support=None)
+
+    monkeypatch.setitem(build_module.TASKS, "chain", Unlabelled)
+    with pytest.raises(UserError, match=r"the task chain does not know which segments a question needs"):
+        build(config_of()).stages[-1].make_pipeline()
+    build(config_of(labels={"source": "alone"})).stages[-1].make_pipeline()
+
+
+def test_the_same_config_gives_the_same_run_and_another_seed_another():
+    def start(seed: int):
+        config = from_dict({**to_dict(config_of()), "seed": seed})
+        built = build(config)
+        state = built.stages[0].init_state(None)
+        last = built.stages[1].init_state(state.params)
+        return jax.tree.map(np.asarray, (state.params, last.params, last.key))
+
+    first, again, other = start(0), start(0), start(1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(other)))
+
+
+@pytest.mark.parametrize(
+    ("train", "trained", "frozen"),
+    [("frozen", {"pruner"}, {"model"}), ("lora", {"pruner", "lora"}, {"model"}), ("full", {"pruner", "model"}, set())],
+)
+def test_partitions_follow_the_config(train, trained, frozen):
+    reader, pruner = build(config_of(model={"train": train}, objectives={"nll": 1.0})).stages
+    previous = reader.init_state(None).params
+    assert set(previous) == {"model"}
+    assert set(pruner.init_state(previous).params) == trained
+    assert set(pruner.frozen(previous)) == frozen
+    if frozen:  # the very arrays that the stage before has left
+        jax.tree.map(np.testing.assert_array_equal, pruner.frozen(previous)["model"], previous["model"])
+
+
+@pytest.mark.parametrize("budget", [{"keep_rates": (0.3, 0.7)}, {"keep_tokens": 5}, {"keep_tokens": 100}])
+def test_static_lengths_hold_every_pruned_prompt(budget):
+    config = config_of(budget=budget, data={"lengths": (16, 32), "max_segments": 3})
+    built = build(config)
+    short, single = build_module._pruned_lengths(config, built.task, built.tokenizer)(1000)
+    for example in built.task.examples("train", 16):
+        encoded = encode(example, built.tokenizer)
+        sizes = [len(ids) for ids in encoded.context]
+        fixed = encoded.length - sum(sizes)
+        kept = config.budget.keep_tokens or int(0.7 * sum(sizes))
+        assert fixed + min(kept, sum(sizes)) <= short
+        assert fixed + max(sizes) <= single
+    assert short % build_module.ROUND == single % build_module.ROUND == 0
+
+
+def test_a_run_cut_short_goes_on_to_the_same_parameters(tmp_path):
+    """The real steps of both stages, interrupted in the second; SIGKILL itself is tested with the toy."""
+    config = config_of(objectives={"reinforce": 1.0}, policy={"baseline": "moving_average", "samples": 1})
+    whole = run(build(config).stages, config, tmp_path / "whole")
+    stages = build(config).stages
+    make = stages[1].make_pipeline
+    pipeline = make()
+
+    class Cut:
+        count = 0
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 4:
+                raise RuntimeError("power cut")
+            return next(pipeline)
+
+        get_state = staticmethod(pipeline.get_state)
+        set_state = staticmethod(pipeline.set_state)
+
+    object.__setattr__(stages[1], "make_pipeline", Cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(stages, config, tmp_path / "cut")
+    result = run(build(config).stages, config, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, result.state.params, whole.state.params)
+    rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert {"loss", "reinforce", "reward", "grad_norm"} < set(rows[-1])

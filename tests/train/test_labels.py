@@ -1,0 +1,72 @@
+"""Keep-labels against a plain loop over prompts written without, or with only, one segment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcp.config import LabelConfig
+from rcp.data.pack import collate
+from rcp.nn.reader import Reading
+from rcp.train.labels import keep_labels, segment_exists, segment_gains
+from rcp.types import Batch, Role
+from tests.tiny import Prompt, batch_of, encode_prompt
+
+LENGTH, SEGMENTS = 20, 5
+ROWS = (Prompt((2, 3, 1)), Prompt((1, 3, 2, 3), instruction=0, question=3, support=(1, 3)), Prompt((2,), support=None))
+TABLE = np.random.default_rng(0).normal(size=24).astype(np.float32)
+
+
+def read(batch: Batch) -> Reading:
+    """A stand-in for the model: any function of the tokens in their order that padding does not enter."""
+    there = batch.role != Role.PAD
+    place = jnp.cumsum(there, axis=1, dtype=jnp.int32).astype(jnp.float32)
+    nll = jnp.sum(jnp.where(there, jnp.asarray(TABLE)[batch.tokens] * jnp.cos(place), 0.0), axis=1)
+    count = jnp.ones(nll.shape, jnp.int32)
+    return Reading(jnp.square(nll), count, count > 0, nll[:, None, None], there[:, :1])
+
+
+def naive_gains(alone: bool) -> np.ndarray:
+    gains = np.full((len(ROWS), SEGMENTS), np.nan)
+    for row, prompt in enumerate(ROWS):
+        example = encode_prompt(prompt, row)
+        for s in range(len(prompt.segments)):
+            kept = [s] if alone else [t for t in range(len(prompt.segments)) if t != s]
+            short = replace(
+                example,
+                context=tuple(example.context[t] for t in kept),
+                forced=tuple(example.forced[t] for t in kept),
+                support=example.support[kept],
+            )
+            nll = float(read(jax.tree.map(jnp.asarray, collate([short], LENGTH, SEGMENTS, 1))).nll[0])
+            gains[row, s] = -nll if alone else nll
+    return gains
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_gains_and_labels_equal_a_plain_loop(alone):
+    batch = jax.tree.map(jnp.asarray, batch_of(ROWS, LENGTH, SEGMENTS))
+    expected = naive_gains(alone)
+    there = np.isfinite(expected)
+    np.testing.assert_array_equal(segment_exists(batch), there)
+    gains = jax.jit(lambda batch: segment_gains(alone, batch, read, 12))(batch)
+    np.testing.assert_allclose(np.asarray(gains)[there], expected[there], rtol=1e-4, atol=1e-5)
+
+    config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)
+    labels = np.asarray(jax.jit(lambda batch: keep_labels(config, batch, read, 12))(batch))
+    for row in range(len(ROWS)):
+        values = expected[row, there[row]]
+        standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
+        np.testing.assert_allclose(labels[row, there[row]], 1 / (1 + np.exp(-3 * (standard - 0.5))), rtol=1e-3)
+    assert (labels[~there] == -1).all()
+
+
+def test_the_task_labels_are_taken_as_they_are():
+    batch = batch_of(ROWS, LENGTH, SEGMENTS)
+    labels = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), read, 12)
+    np.testing.assert_array_equal(labels, [[1, 0, 0, -1, -1], [0, 1, 0, 1, -1], [-1] * 5])
+    assert labels.dtype == jnp.float32
