@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ FILES = (
     "report.csv",
     "report.md",
     "report.png",
+    "groups.json",
+    "groups.csv",
     "paired.json",
     "paired.csv",
     "kept.html",
@@ -63,10 +66,9 @@ def write_report(
     rows = tables.rows(results, resamples=resamples, seed=seed)
     paired = tables.differences(results, resamples=resamples, seed=seed)
     tables.write_results(folder / "results.npz", results)
-    tables.write_json(folder / "report.json", rows)
-    tables.write_csv(folder / "report.csv", rows, tables.Row)
-    tables.write_json(folder / "paired.json", paired)
-    tables.write_csv(folder / "paired.csv", paired, tables.Difference)
+    tables.write_table(folder / "report", tables.overall(rows))
+    tables.write_table(folder / "groups", [asdict(row) for row in rows])
+    tables.write_table(folder / "paired", [asdict(difference) for difference in paired])
     (folder / "report.md").write_text(tables.markdown(rows), encoding="utf-8")
     plots.write(folder / "report.png", rows)
     page.write(folder / "kept.html", results, decode)

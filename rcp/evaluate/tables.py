@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +133,20 @@ def differences(results: Results, *, resamples: int, seed: int, ours: str = "our
     return out
 
 
-def write_json(path: Path, entries: Sequence[Any]) -> None:
-    path.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
+def overall(entries: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows over all examples, as the report has them: without the key `group`, so that each number stands there once."""
+    return [
+        {name: value for name, value in asdict(row).items() if name != "group"} for row in entries if row.group == "all"
+    ]
 
 
-def write_csv(path: Path, entries: Sequence[Any], kind: type) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+def write_table(stem: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """`entries`, which share their keys, as `stem`.json (a list of objects) and as `stem`.csv."""
+    stem.with_suffix(".json").write_text(json.dumps(list(entries), indent=1) + "\n", encoding="utf-8")
+    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(entries[0]) if entries else [])
         writer.writeheader()
-        writer.writerows(asdict(entry) for entry in entries)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a `report.json`."""
-    return [Row(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        writer.writerows(entries)
 
 
 def write_results(path: Path, results: Results) -> None:

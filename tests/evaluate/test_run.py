@@ -44,7 +44,8 @@ def test_report_compares_all_methods_at_all_rates(workdir: Path) -> None:
     methods = ["full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours"]
     assert list(dict.fromkeys(row["method"] for row in rows)) == methods
     assert {row["metric"] for row in rows} == {"em", "nll"}
-    for row in (row for row in rows if row["group"] == "all"):
+    assert len(rows) == len({(row["method"], row["keep_rate_asked"], row["metric"]) for row in rows})
+    for row in rows:
         assert row["n"] == 12 and row["ci_low"] <= row["value"] <= row["ci_high"]
         assert row["keep_rate_asked"] in {"full": (1.0,), "none": (0.0,)}.get(row["method"], (0.5, 0.25))
         assert row["prune_seconds"] > 0 and row["model_seconds"] > 0

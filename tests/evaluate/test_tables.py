@@ -90,13 +90,19 @@ def test_paired_differences_are_narrower_than_unpaired(results: Results) -> None
 
 def test_files_hold_the_same_numbers(results: Results, tmp_path: Path) -> None:
     rows = tables.rows(results, resamples=50, seed=0)
-    tables.write_json(tmp_path / "report.json", rows)
-    tables.write_csv(tmp_path / "report.csv", rows, tables.Row)
-    assert tables.read_rows(tmp_path / "report.json") == rows
-    assert isinstance(json.loads((tmp_path / "report.json").read_text()), list)
+    entries = tables.overall(rows)
+    tables.write_table(tmp_path / "report", entries)
+    assert json.loads((tmp_path / "report.json").read_text()) == entries
     with (tmp_path / "report.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [float(line["value"]) for line in lines] == [row.value for row in rows]
+    assert [float(line["value"]) for line in lines] == [row.value for row in rows if row.group == "all"]
+
+
+def test_the_report_has_exactly_the_promised_keys_and_each_number_once(results: Results) -> None:
+    entries = tables.overall(tables.rows(results, resamples=50, seed=0))
+    promised = "method keep_rate_asked keep_rate_got metric value ci_low ci_high n seed prune_seconds model_seconds"
+    assert all(list(entry) == promised.split() for entry in entries)
+    assert len({(entry["method"], entry["keep_rate_asked"], entry["metric"]) for entry in entries}) == len(entries)
 
 
 def test_results_can_be_read_back(results: Results, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_every_mix_of_objectives_runs(name):
 
 
 MIX = {
-    "objectives": {"ppo": 1.0, "bce": 0.5, "nll": 0.5, "entropy": 0.1},
+    "objectives": {"ppo": 1.0, "bce": 0.5, "nll": 0.5},
     "policy": {"samples": 2, "updates": 2, "baseline": "moving_average"},
 }
 SGD = optax.apply_if_finite(optax.sgd(0.05), 100)  # Adam would hide a gradient that is a constant factor off
@@ -156,14 +156,14 @@ def batches() -> list[Batch]:
 @pytest.fixture(scope="module")
 def alone(batches):
     with jax.numpy_rank_promotion("raise"):
-        return run(*set_up(MIX, "standalone", SGD), batches)
+        return run(*set_up(MIX, optimizer=SGD), batches)
 
 
 @pytest.mark.parametrize(("mode", "devices"), [("pmap", 8), ("mesh", 8)])
 def test_every_split_over_devices_gives_the_same_numbers(mode, devices, batches, alone):
     """Loss, terms and parameters through three steps of plain SGD, draws and a running baseline included."""
     parallel = Parallel(ParallelConfig(mode=mode, devices=devices))
-    step, state, frozen = set_up(MIX, "standalone", SGD)
+    step, state, frozen = set_up(MIX, optimizer=SGD)
     compiled = parallel.compile(step)
     state, frozen = parallel.place_state(state), parallel.place_frozen(frozen)
     for batch, expected in zip(batches, alone[1]):
@@ -179,7 +179,7 @@ def test_every_split_over_devices_gives_the_same_numbers(mode, devices, batches,
 
 def test_draws_belong_to_the_example_and_steps_that_are_not_finite_change_nothing(batches, alone):
     """Rows in another order give the same loss; a NaN in the model leaves all as it was, but for the counts."""
-    step, state, frozen = set_up(MIX, "standalone", SGD)
+    step, state, frozen = set_up(MIX, optimizer=SGD)
     order = np.random.default_rng(0).permutation(8)
     _, rows = run(step, state, frozen, [jax.tree.map(lambda x: x[order], batches[0])])
     for name, value in alone[1][0].items():
@@ -196,7 +196,7 @@ def test_draws_belong_to_the_example_and_steps_that_are_not_finite_change_nothin
 
 
 def test_the_reader_learns_the_answers(batches):
-    networks, model, _ = networks_of("standalone")
+    networks, model, _ = networks_of("mlp")
     optimizer = make_optimizer(OptimConfig(learning_rate=0.01, schedule="constant"), 10, ("model",))
     state = new_state(0, {"model": model}, optimizer.init({"model": model}))
     _, rows = run(make_reader_step(networks, optimizer), state, {}, batches[1:2] * 20)
