@@ -1,4 +1,10 @@
-"""TBD"""
+"""From scratch: a two-layer model learns *chain* on 4 to 7 statements, then a pruner lets it answer questions about 24.
+
+    rcp train --config=configs/chain.py --workdir=runs/chain && rcp eval --workdir=runs/chain
+
+Variants: `configs/chain.py:rl` (reinforcement alone), `:supervised` (labels alone), default both.
+TIMES
+"""
 
 from ml_collections import ConfigDict
 

@@ -38,7 +38,6 @@ class DataConfig:
     max_segments: int = 32
     max_answer: int = 16
     train_examples: int | None = None
-    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -303,6 +302,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
     if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
+    if "reinforce" in config.objectives:
+        need(config.policy.updates == 1, "policy.updates", 'with the objective "reinforce" 1 (for more, take "ppo")')
     sharded_pmap = config.parallel.shard_params and config.parallel.mode == "pmap"
     need(not sharded_pmap, "parallel.shard_params", 'false unless parallel.mode is "mesh"')
 

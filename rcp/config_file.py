@@ -234,8 +234,12 @@ def fingerprint(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    flat = {key: _lookup(to_dict(config), key) for key in _flat_keys(to_dict(config))}
-    return {k: v for k, v in flat.items() if k != "train.steps" and not k.startswith(MAY_CHANGE)}
+    """The keys that differ from the defaults: a key added later, left at its default, changes no run's identity."""
+    values, defaults = to_dict(config), to_dict(Config())
+    usual = {key: _lookup(defaults, key) for key in _flat_keys(defaults)}
+    flat = {key: _lookup(values, key) for key in _flat_keys(values)}
+    decisive = {k: v for k, v in flat.items() if k != "train.steps" and not k.startswith(MAY_CHANGE)}
+    return {k: v for k, v in decisive.items() if k not in usual or usual[k] != v}
 
 
 def _lookup(values: Any, key: str) -> Any:

@@ -134,7 +134,7 @@ def differences(results: Results, *, resamples: int, seed: int, ours: str = "our
 
 
 def overall(entries: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows over all examples, as the report has them: without the key `group`, so that each number stands there once."""
+    """The rows over all examples as the report has them: without the key `group`, and each number once."""
     return [
         {name: value for name, value in asdict(row).items() if name != "group"} for row in entries if row.group == "all"
     ]

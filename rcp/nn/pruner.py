@@ -12,6 +12,7 @@ they and forced context tokens enter every sampler with logit +inf, padding with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -166,23 +167,22 @@ def log_prob(scores: Scores, batch: Batch, pruned: Pruned, *, granularity: Granu
     Segments count as far as they were looked at: which ones those are is a function of the ordered draw, so the score
     function of this probability is that of anything computed from the mask. Of two stages it is the sum of both.
     """
-    total = jnp.zeros(batch.role.shape[0], jnp.float32)
-    if granularity != "token":
-        total += sampling.log_prob(segment_logits(scores, batch), pruned.segment_rank, pruned.drawn)
-    if granularity != "segment":
-        k = jnp.sum(pruned.keep, axis=1, dtype=jnp.int32)
-        total += sampling.log_prob(token_logits(scores, batch, pruned.token_pool), pruned.token_rank, k)
-    return total
+    return _over_draws(sampling.log_prob, scores, batch, pruned, granularity)
 
 
 def entropy(scores: Scores, batch: Batch, pruned: Pruned, *, granularity: Granularity) -> Float[Array, " batch"]:
     """One-sample unbiased estimate (nats) of the entropy of the draws behind `pruned`; see `rcp.sampling.entropy`."""
+    return _over_draws(sampling.entropy, scores, batch, pruned, granularity)
+
+
+def _over_draws(measure: Callable, scores: Scores, batch: Batch, pruned: Pruned, granularity: Granularity) -> Array:
+    """`measure(logits, rank, k)` of the draw of segments, of that of tokens, or the sum of both."""
     total = jnp.zeros(batch.role.shape[0], jnp.float32)
     if granularity != "token":
-        total += sampling.entropy(segment_logits(scores, batch), pruned.segment_rank, pruned.drawn)
+        total += measure(segment_logits(scores, batch), pruned.segment_rank, pruned.drawn)
     if granularity != "segment":
         k = jnp.sum(pruned.keep, axis=1, dtype=jnp.int32)
-        total += sampling.entropy(token_logits(scores, batch, pruned.token_pool), pruned.token_rank, k)
+        total += measure(token_logits(scores, batch, pruned.token_pool), pruned.token_rank, k)
     return total
 
 
@@ -204,7 +204,9 @@ def relax(
     the number of segments that the hard draw looks at; "two_stage" is relaxed as tokens.
 
     Args:
-      keys: one key an example; Gumbel noise on the logits, None for none.
+      keys: one key an example; None for no noise. Gumbel noise, that of the hard draw, or for "sigmoid" logistic noise
+        (the binary concrete distribution, arXiv 1611.00712): at a low temperature a unit is kept with probability
+        sigmoid(logit).
     """
     layout = _layout(batch)
     by_segment = granularity == "segment"
@@ -213,8 +215,10 @@ def relax(
     noisy = logits
     if keys is not None:
         stream = 0 if by_segment else 1
-        draw = jax.vmap(lambda key, x: sampling.gumbel_noise(jax.random.fold_in(key, stream), x.shape))
-        noisy = logits + draw(keys, logits)
+        noise = jax.vmap(lambda key: sampling.gumbel_noise(jax.random.fold_in(key, stream), logits.shape[1:]))(keys)
+        if method == "sigmoid":  # a difference of two Gumbel variables is logistic
+            noise -= jax.vmap(lambda key: sampling.gumbel_noise(jax.random.fold_in(key, 2), logits.shape[1:]))(keys)
+        noisy = logits + noise
     if method == "sigmoid":
         finite = jnp.isfinite(logits)
         soft = jnp.where(finite, jax.nn.sigmoid(jnp.where(finite, noisy, 0.0) / temperature), 0.0)

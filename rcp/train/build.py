@@ -67,7 +67,9 @@ def build(config: Config) -> Build:
             raise UserError(f'config.model.name is "scratch", but the task {config.task.name} brings no tokenizer')
         model = _scratch_model(config, tokenizer)
     else:
-        pretrained = load(config.model.name, dtype=config.model.dtype)
+        # Updates of a trained model are far below what bfloat16 resolves next to a weight.
+        stored = "float32" if config.model.train != "frozen" else None
+        pretrained = load(config.model.name, dtype=config.model.dtype, param_dtype=stored)
         tokenizer, model = pretrained.tokenizer, pretrained.model
     model_graph, model_state = nnx.split(model)
     if not scratch:

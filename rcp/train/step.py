@@ -59,7 +59,10 @@ class Networks:
         return nnx.merge(self.scorer, params["pruner"])(batch, features)
 
     def read(self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None) -> Reading:
-        return read(self.model_of(params, frozen), batch, max_answer=self.max_answer, keep=keep)
+        """Whole or compacted prompts; or through a mask, with positions counted over what it keeps, as if dropped."""
+        positions = None if keep is None else jnp.maximum(jnp.cumsum(keep > 0, axis=1, dtype=jnp.int32) - 1, 0)
+        model = self.model_of(params, frozen)
+        return read(model, batch, max_answer=self.max_answer, keep=keep, positions=positions)
 
 
 class Collected(NamedTuple):
