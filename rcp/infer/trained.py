@@ -41,9 +41,8 @@ class Trained:
         return networks.score(params, batch, networks.features(params, frozen, batch))
 
     def read(self, weights: tuple[Any, Any], batch: Batch) -> Reading:
-        """The reader's verdict on whole or compacted prompts, without its log-probabilities (which are large). Pure."""
-        reading = self.build.networks.read(*weights, batch)
-        return reading._replace(log_probs=None, answer_mask=None)  # type: ignore[arg-type]
+        """The reader's verdict on whole or compacted prompts. Pure."""
+        return self.build.networks.read(*weights, batch)
 
     @cached_property
     def model(self) -> Any:

@@ -11,21 +11,23 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.nn.transformer import Transformer
 from rcp.types import Batch, Role
 
+CHUNK = 256  # places whose vocabulary-wide logits exist at a time: 50 MB for a vocabulary of 50,000
+
 
 class Reading(NamedTuple):
     """Attributes:
     nll_sum: float32 [batch], negative log-likelihood of the gold answer in nats, summed over its tokens.
     answer_tokens: int32 [batch].
     exact: bool [batch]; every answer token is the most likely one, so that greedy decoding gives exactly the answer.
-    log_probs: float32 [batch, answer, vocab], next-token log-probabilities at the answer's places; answer_mask: bool
-      [batch, answer]. Both are dead code, and free, in a compiled function that does not use them.
+    answer_mask: bool [batch, answer], places that hold an answer token.
+    log_probs: float32 [batch, answer, vocab], next-token log-probabilities at those places; None unless asked for.
     """
 
     nll_sum: Float[Array, " batch"]
     answer_tokens: Int[Array, " batch"]
     exact: Bool[Array, " batch"]
-    log_probs: Float[Array, "batch answer vocab"]
     answer_mask: Bool[Array, "batch answer"]
+    log_probs: Float[Array, "batch answer vocab"] | None = None
 
     @property
     def nll(self) -> Float[Array, " batch"]:
@@ -40,6 +42,7 @@ def read(
     max_answer: int,
     keep: Float[Array, "batch tokens"] | None = None,
     positions: Int[Array, "batch tokens"] | None = None,
+    log_probs: bool = False,
 ) -> Reading:
     """Reads prompts with their gold answers in one pass (teacher forcing).
 
@@ -48,6 +51,7 @@ def read(
       max_answer: static bound on answer tokens; logits are computed at the answer's places only.
       keep: mask over tokens (hard or relaxed), see `Transformer.hidden`; None where the batch is compacted.
       positions: rotary positions; None counts the tokens of `batch`, which repacks a compacted prompt.
+      log_probs: also return those of the whole vocabulary, all at once in memory.
     """
     h = model.hidden(batch.tokens, valid=batch.role != Role.PAD, keep=keep, positions=positions)
     answer = batch.role == Role.ANSWER
@@ -57,10 +61,34 @@ def read(
     mask = jnp.take_along_axis(answer, inside, axis=1) & (place == inside)
     target = jnp.take_along_axis(batch.tokens, inside, axis=1)
     before = jnp.maximum(inside - 1, 0)
-    logits = model.logits(jnp.take_along_axis(h, before[..., None], axis=1))
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    nll = -jnp.take_along_axis(log_probs, target[..., None], axis=2)[..., 0]
-    exact = jnp.all((jnp.argmax(logits, axis=-1) == target) | ~mask, axis=1)
-    return Reading(
-        jnp.sum(jnp.where(mask, nll, 0.0), axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32), exact, log_probs, mask
-    )
+    states = jnp.take_along_axis(h, before[..., None], axis=1)
+    nll, best = next_token(model, states, target)
+    exact = jnp.all((best == target) | ~mask, axis=1)
+    every = jax.nn.log_softmax(model.logits(states), axis=-1) if log_probs else None
+    total = jnp.sum(jnp.where(mask, nll, 0.0), axis=1)
+    return Reading(total, jnp.sum(mask, axis=1, dtype=jnp.int32), exact, mask, every)
+
+
+def next_token(
+    model: Transformer, states: Float[Array, "*batch dim"], target: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Int[Array, "*batch"]]:
+    """-log p(target) in nats and the most likely token, from final hidden states; `CHUNK` places at a time.
+
+    The logits of a chunk are computed again in the backward pass.
+    """
+    flat, wanted = states.reshape(-1, states.shape[-1]), target.reshape(-1)
+
+    def chunk(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = model.logits(part[0])
+        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, best
+
+    count = len(wanted)
+    if count <= CHUNK:
+        nll, best = chunk((flat, wanted))
+    else:
+        flat = jnp.pad(flat, ((0, -count % CHUNK), (0, 0))).reshape(-1, CHUNK, flat.shape[-1])
+        wanted = jnp.pad(wanted, (0, -count % CHUNK)).reshape(-1, CHUNK)
+        nll, best = (x.reshape(-1)[:count] for x in jax.lax.map(jax.checkpoint(chunk), (flat, wanted)))
+    return nll.reshape(target.shape), best.reshape(target.shape)

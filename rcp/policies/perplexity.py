@@ -19,33 +19,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rcp.nn.pruner import Scores
+from rcp.nn.reader import next_token
 from rcp.policies.base import Policy, segment_means
 from rcp.types import Batch, Role
-
-CHUNK = 256  # tokens of the whole batch whose vocabulary-wide logits exist at a time
 
 
 def self_information(model: Any, batch: Batch) -> Float[Array, "batch tokens"]:
     """-log p(token | tokens before it) in nats, float32 [batch, tokens]; `model` is a `rcp.nn.transformer.Transformer`.
 
-    The first token, which has nothing before it, gets 0. The head is applied to a few tokens at a time: a
-    vocabulary of 50,000 would otherwise need gigabytes of logits.
+    The first token, which has nothing before it, gets 0.
     """
     tokens = jnp.asarray(batch.tokens)
     hidden = model.hidden(tokens, valid=jnp.asarray(batch.role) != Role.PAD)[:, :-1]
-    target = tokens[:, 1:]
-    count = target.size
-    pad = -count % CHUNK
-    hidden = jnp.pad(hidden.reshape(count, -1), ((0, pad), (0, 0))).reshape(-1, CHUNK, hidden.shape[-1])
-    wanted = jnp.pad(target.reshape(count), (0, pad)).reshape(-1, CHUNK)
-
-    def chunk(h_and_wanted: tuple[Array, Array]) -> Array:
-        h, wanted = h_and_wanted
-        logits = model.logits(h)
-        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-    surprise = jax.lax.map(chunk, (hidden, wanted)).reshape(-1)[:count].reshape(target.shape)
+    surprise, _ = next_token(model, hidden, tokens[:, 1:])
     return jnp.pad(surprise, ((0, 0), (1, 0)))
 
 

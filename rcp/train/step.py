@@ -58,11 +58,13 @@ class Networks:
     def score(self, params: Params, batch: Batch, features: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features)
 
-    def read(self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None) -> Reading:
+    def read(
+        self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None, *, log_probs: bool = False
+    ) -> Reading:
         """Whole or compacted prompts; or through a mask, with positions counted over what it keeps, as if dropped."""
         positions = None if keep is None else jnp.maximum(jnp.cumsum(keep > 0, axis=1, dtype=jnp.int32) - 1, 0)
         model = self.model_of(params, frozen)
-        return read(model, batch, max_answer=self.max_answer, keep=keep, positions=positions)
+        return read(model, batch, max_answer=self.max_answer, keep=keep, positions=positions, log_probs=log_probs)
 
 
 class Collected(NamedTuple):
@@ -120,7 +122,9 @@ def make_pruner_step(
             return networks.read(state.params, frozen, prompts)
 
         labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
-        full = read_batch(batch).log_probs if "full" in needs else None
+        full = None
+        if "full" in needs:
+            full = networks.read(state.params, frozen, batch, log_probs=True).log_probs
         if "draws" not in needs:
             return Collected(features, budget, keys, labels, full, None, None, None, None, None)
 
@@ -160,7 +164,7 @@ def make_pruner_step(
                 method=config.relax.method,
                 keys=own,
             )
-            reading = networks.read(params, frozen, batch, keep)
+            reading = networks.read(params, frozen, batch, keep, log_probs="full" in needs)
             nll = reading.nll
             if c.full is not None:
                 kl = _divergence(c.full, reading)
@@ -257,6 +261,7 @@ def _sum_shares(tree: Any, axis_name: str | None) -> Any:
 
 def _divergence(full: Array, reading: Reading) -> Float[Array, " batch"]:
     """KL(full || pruned) of the next token, mean over the answer's places."""
+    assert reading.log_probs is not None
     values = jnp.sum(jnp.exp(full) * (full - reading.log_probs), axis=-1)
     count = jnp.maximum(reading.answer_tokens, 1).astype(jnp.float32)
     return jnp.sum(jnp.where(reading.answer_mask, values, 0.0), axis=1) / count

@@ -76,6 +76,22 @@ def test_check_looks_at_the_first_symbol():
     assert not task.check("", example) and not task.check(" v1" + example.answer, example)
 
 
+def test_trace_spells_out_the_way_to_the_value():
+    """Each symbol of the answer is what the statement of the one before it says; only the prompts' ends differ."""
+    plain, traced = Chain(segments=(5, 9), needed=(1, 4)), Chain(segments=(5, 9), needed=(1, 4), trace=True)
+    for index in range(50):
+        example = traced.example("train", index)
+        says = dict(part.strip(" ;").split(" = ") for part in example.context)
+        asked = example.question.split()[-1]
+        for symbol in example.answer.split():
+            assert says[asked] == symbol
+            asked = symbol
+        assert asked.isdigit() and len(example.answer.split()) == len(example.support or ())
+        same = plain.example("train", index)
+        assert same.context == example.context and same.answer.split() == example.answer.split()[-1:]
+        assert traced.check(example.answer, example) and not traced.check(" v0" + example.answer, example)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

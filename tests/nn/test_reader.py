@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from rcp.nn.pruner import compact
-from rcp.nn.reader import read
+from rcp.nn.reader import CHUNK, next_token, read
 from rcp.types import Role
 from tests.tiny import Prompt, batch_of, tiny_model
 
 LENGTH, MAX_ANSWER = 20, 4
 ROWS = (Prompt((2, 3, 1), answer=3), Prompt((1, 3, 2, 3), instruction=0, question=3, answer=1), Prompt((4,), answer=4))
 GRAPH, PARAMS = nnx.split(tiny_model())
+GRAPH_WIDTH = PARAMS["embedding"].shape[-1]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def batch():
 def reading():
     @jax.jit
     def run(batch, keep=None, positions=None):
-        return read(nnx.merge(GRAPH, PARAMS), batch, max_answer=MAX_ANSWER, keep=keep, positions=positions)
+        model = nnx.merge(GRAPH, PARAMS)
+        return read(model, batch, max_answer=MAX_ANSWER, keep=keep, positions=positions, log_probs=True)
 
     return run
 
@@ -98,3 +100,22 @@ def test_a_prompt_without_an_answer_costs_nothing(batch, reading):
     found = reading(batch._replace(role=role))
     assert found.answer_tokens.tolist() == [0, 0, 0]
     assert found.nll.tolist() == [0, 0, 0]
+
+
+def test_places_beyond_a_chunk_are_scored_alike_and_differentiably():
+    """More places than `CHUNK` give the values and gradients of the whole at once."""
+    count = CHUNK + 44
+    states = jax.random.normal(jax.random.key(0), (2, count // 2, GRAPH_WIDTH))
+    target = jax.random.randint(jax.random.key(1), (2, count // 2), 0, 5, jnp.int32)
+
+    def whole(states):
+        log_probs = jax.nn.log_softmax(nnx.merge(GRAPH, PARAMS).logits(states), axis=-1)
+        return -jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0], jnp.argmax(log_probs, axis=-1)
+
+    def chunked(states):
+        return next_token(nnx.merge(GRAPH, PARAMS), states, target)
+
+    for found, expected in zip(chunked(states), whole(states)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = [jax.grad(lambda x, f=f: f(x)[0].sum())(states) for f in (chunked, whole)]
+    np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-6)

@@ -10,6 +10,7 @@ from flax import nnx
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
 from rcp.nn.pruner import budget_of_rate, compact, prune
+from rcp.nn.reader import CHUNK
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.policies import (
     POLICIES,
@@ -24,7 +25,7 @@ from rcp.policies import (
     Shorter,
 )
 from rcp.policies.base import segment_lengths, segment_means
-from rcp.policies.perplexity import CHUNK, self_information
+from rcp.policies.perplexity import self_information
 from rcp.policies.retrieval import bm25_scores
 from rcp.types import Batch, Example, Role
 
