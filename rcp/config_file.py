@@ -234,12 +234,15 @@ def fingerprint(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """The keys that differ from the defaults: a key added later, left at its default, changes no run's identity."""
-    values, defaults = to_dict(config), to_dict(Config())
-    usual = {key: _lookup(defaults, key) for key in _flat_keys(defaults)}
+    """What decides, as far as it differs from the defaults: a key added later changes no earlier run's identity."""
+    usual = _decisive(Config())
+    return {k: v for k, v in _decisive(config).items() if k not in usual or usual[k] != v}
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    values = to_dict(config)
     flat = {key: _lookup(values, key) for key in _flat_keys(values)}
-    decisive = {k: v for k, v in flat.items() if k != "train.steps" and not k.startswith(MAY_CHANGE)}
-    return {k: v for k, v in decisive.items() if k not in usual or usual[k] != v}
+    return {k: v for k, v in flat.items() if k != "train.steps" and not k.startswith(MAY_CHANGE)}
 
 
 def _lookup(values: Any, key: str) -> Any:
@@ -250,7 +253,7 @@ def _lookup(values: Any, key: str) -> Any:
 
 def differing_keys(before: Config, after: Config) -> list[str]:
     """The dotted keys that decide the numbers of a run and differ, one of which may be absent in either."""
-    old, new = _identity(before), _identity(after)
+    old, new = _decisive(before), _decisive(after)
     return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
@@ -263,7 +266,7 @@ def save_config(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         before = load_config(path)
-        old, new = _identity(before), _identity(config)
+        old, new = _decisive(before), _decisive(config)
         differ = [
             f"  config.{k}: {old.get(k, '(not set)')!r} there, {new.get(k, '(not set)')!r} now"
             for k in differing_keys(before, config)
