@@ -22,13 +22,13 @@ def get_config(variant: str = "both") -> ConfigDict:
     c = ConfigDict()
     c.task = {
         "name": "chain",
-        "segments": (40, 40),
-        "test_segments": (40, 40),
+        "segments": (24, 24),
+        "test_segments": (24, 24),
         "needed": (1, 3),
-        "variables": 40,
+        "variables": 24,
         "trace": True,
     }
-    c.data = {"batch_size": 32, "lengths": (176,), "max_segments": 40, "max_answer": 6, "train_examples": 8192}
+    c.data = {"batch_size": 32, "lengths": (104,), "max_segments": 24, "max_answer": 6, "train_examples": 8192}
     c.model = {
         "name": "scratch",
         "d_model": 64,
