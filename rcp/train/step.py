@@ -111,7 +111,7 @@ def make_pruner_step(
         choice = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(rates)))(keys)
         return pruner.budget_of_rate(batch, rates[choice])
 
-    def collect(state: TrainState, frozen: Params, batch: Batch, axis_name: str | None) -> Collected:
+    def collect(state: TrainState, frozen: Params, batch: Batch) -> Collected:
         base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
         budget = budget_of(batch, keys)
@@ -181,7 +181,7 @@ def make_pruner_step(
         return Outcome(batch, scores.tokens, scores.segments, c.labels, keep, nll, kl, c.budget, draws, dual)
 
     def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
-        collected = jax.lax.stop_gradient(collect(state, frozen, batch, axis_name))
+        collected = jax.lax.stop_gradient(collect(state, frozen, batch))
         now = {name: jnp.asarray(weight(state.step), jnp.float32) for name, weight in weights.items()}
 
         def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
