@@ -21,7 +21,7 @@ def get_config(variant: str = "both") -> ConfigDict:
     c.task = {"name": "gsm8k", "shots": 8, "pool_size": 400, "max_words": 100, "validation_size": 500}
     c.data = {
         "batch_size": 8,
-        "lengths": (1408, 1664, 2048),
+        "lengths": (1408, 1664, 2048, 2560),
         "max_segments": 8,
         "max_answer": 384,
         "train_examples": 1600,
@@ -34,7 +34,7 @@ def get_config(variant: str = "both") -> ConfigDict:
     c.labels = {"source": "alone", "sharpness": 2.0, "above": 0.5}
     c.policy = {"samples": 4, "updates": 4, "normalise": True, "clip": 0.5}
     c.reward = {"exact_match": 0.0, "likelihood": 1.0}
-    c.optim = {"learning_rate": 1e-3, "warmup_steps": 20, "weight_decay": 0.01}
-    c.train = {"steps": 100, "log_every": 1, "checkpoint_every": 10}
+    c.optim = {"learning_rate": 1e-3, "warmup_steps": 10, "weight_decay": 0.01}
+    c.train = {"steps": 40, "log_every": 1, "checkpoint_every": 5}
     c.eval = {"keep_rates": (0.5,), "examples": 128, "batch_size": 8}
     return c
