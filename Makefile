@@ -57,7 +57,9 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 quickstart: install  ## train a pruner for SmolLM2-135M on facts and print the table
-	$(BIN)/rcp train --config=configs/facts.py --workdir=$(QUICKSTART)
+	@echo "$(BIN)/rcp train --config=configs/facts.py --workdir=$(QUICKSTART)"
+	@$(BIN)/rcp train --config=configs/facts.py --workdir=$(QUICKSTART) || { status=$$?; \
+	  if [ $$status = 2 ] && [ -e $(QUICKSTART)/checkpoints ]; then echo "to begin anew: make quickstart QUICKSTART=runs/other, or delete $(QUICKSTART)" >&2; fi; exit $$status; }
 	$(BIN)/rcp eval --workdir=$(QUICKSTART)
 
 test: lint  ## set up and run everything CI runs

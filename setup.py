@@ -13,7 +13,6 @@ REQUIRES = [
     "jax>=0.10.2,<0.14",
     "flax>=0.12.8,<0.14",
     "numpy>=2.0",
-    "scipy>=1.14",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
@@ -21,16 +20,12 @@ REQUIRES = [
     "tensorflow-datasets>=4.9.10",
     "importlib-resources>=6.0",  # tensorflow-datasets imports it without declaring it
     "ml-collections>=1.1.0",
-    "absl-py>=2.0",
-    "etils[epath]>=1.9.1",
     "jaxtyping>=0.3.2",
     "tokenizers>=0.22",
     "safetensors>=0.6",
-    "ml-dtypes>=0.5",
     "gguf>=0.17",
     "huggingface-hub>=0.34",
     "jinja2>=3.1",
-    "math-verify>=0.8",
     "rank-bm25>=0.2.2",
     "rich>=13.7",
     "matplotlib>=3.9",
@@ -49,6 +44,7 @@ EXTRAS["dev"] = [
     "pyright[nodejs]>=1.1.400",  # Node.js comes inside a wheel, so nothing else is fetched
     "pytest>=8.3",
     "hypothesis>=6.130",
+    "scipy>=1.14",  # reference distributions of the sampler's tests
     *(requirement for requirement in EXTRAS["notebooks"] if not requirement.startswith("jupyterlab")),
 ]
 

@@ -1,4 +1,4 @@
-"""From scratch: a two-layer model learns *chain* on 4 to 7 statements, then a pruner lets it answer questions about 24.
+"""From scratch: a two-layer model learns *chain* on 4 to 7 statements, then a pruner lets it answer questions about 32.
 
     rcp train --config=configs/chain.py --workdir=runs/chain && rcp eval --workdir=runs/chain
 
@@ -22,13 +22,13 @@ def get_config(variant: str = "both") -> ConfigDict:
     c = ConfigDict()
     c.task = {
         "name": "chain",
-        "segments": (24, 24),
-        "test_segments": (24, 24),
+        "segments": (32, 32),
+        "test_segments": (32, 32),
         "needed": (1, 3),
-        "variables": 24,
+        "variables": 32,
         "trace": True,
     }
-    c.data = {"batch_size": 32, "lengths": (104,), "max_segments": 24, "max_answer": 6, "train_examples": 8192}
+    c.data = {"batch_size": 32, "lengths": (140,), "max_segments": 32, "max_answer": 6, "train_examples": 8192}
     c.model = {
         "name": "scratch",
         "d_model": 64,
@@ -39,7 +39,7 @@ def get_config(variant: str = "both") -> ConfigDict:
         "d_ff": 64,
     }
     c.reader = {
-        "steps": 2000,
+        "steps": 4000,
         "learning_rate": 5e-3,
         "warmup_steps": 100,
         "batch_size": 64,

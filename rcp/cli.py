@@ -123,7 +123,7 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from rcp.infer.prompt import prune_files
+    from rcp.infer.files import prune_files
 
     budget = {"keep_rate": arguments.keep_rate, "keep_tokens": arguments.keep_tokens}
     prune_files(

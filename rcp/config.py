@@ -1,23 +1,19 @@
-"""The sections of a run's configuration: frozen dataclasses with their defaults, and the checks of ranges and names.
+"""The sections of a run's configuration: frozen dataclasses with their defaults.
 
-`rcp.config_file` fills them from a python file and command-line flags. This needs neither jax nor ml_collections.
+`rcp.config_file` fills them from a python file and command-line flags, `rcp.config_check` checks ranges and names. None
+of them needs jax or ml_collections.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from rcp.types import UserError
 
 OBJECTIVES = ("nll", "kl", "bce", "reinforce", "ppo", "entropy", "budget")
 """Names that `objectives` may hold; `rcp.objectives` has one function for each."""
 METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
 """Names that `eval.methods` may hold."""
 
-Granularity = Literal["token", "segment", "two_stage"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -31,25 +27,29 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`lengths` are the static lengths a prompt is padded to, in tokens, ascending; longer prompts are an error."""
+    """`lengths` are the static lengths a prompt is padded to, in tokens, ascending. `overlong`: what a prompt over the
+    longest is; "drop_segments" leaves out its last segments that are neither needed nor forced.
+    """
 
     batch_size: int = 16
     lengths: tuple[int, ...] = (256,)
     max_segments: int = 32
     max_answer: int = 16
     train_examples: int | None = None
+    overlong: Literal["error", "drop_segments"] = "error"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """`name` is a hub id, folder, GGUF file, or "scratch": a model of the dimensions below, trained in the reader
-    stage. `vocab_size` None takes the tokenizer's.
+    stage. `vocab_size` None takes the tokenizer's. `remat` recomputes activations in the backward pass: less memory.
     """
 
     name: str = "scratch"
     dtype: Literal["float32", "bfloat16"] = "float32"
     train: Literal["frozen", "lora", "full"] = "frozen"
     lora_rank: int = 8
+    remat: bool = False
     d_model: int = 64
     n_layers: int = 2
     n_heads: int = 4
@@ -77,7 +77,7 @@ class ReaderStageConfig:
 
 
 @dataclass(frozen=True)
-class ScorerConfig:
+class ScorerSection:
     """`layer`: how many of the frozen model's layers the "hidden" and "mlp" scorers read through."""
 
     kind: Literal["hidden", "mlp", "standalone"] = "hidden"
@@ -90,10 +90,10 @@ class ScorerConfig:
 @dataclass(frozen=True)
 class BudgetConfig:
     """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
-    tokens); `keep_tokens`, if set, wins over them.
+    tokens), or all keep `keep_tokens`. Only one of the two may be set.
     """
 
-    granularity: Granularity = "segment"
+    granularity: Literal["token", "segment", "two_stage"] = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
     keep_tokens: int | None = None
 
@@ -197,11 +197,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """`devices` 0 means all. `shard_params` (mesh only) splits large parameters over the devices."""
+    """`devices` 0 means all. `shard_params` (mesh only) splits large parameters over the devices.
+
+    Several processes, each with the same command and one shared workdir: give `coordinator` ("host:port" of process 0),
+    `num_processes` and each its `process_id`; or `distributed` alone on a cluster that jax.distributed recognises.
+    """
 
     mode: Literal["pmap", "mesh"] = "pmap"
     devices: int = 0
     shard_params: bool = False
+    coordinator: str | None = None
+    num_processes: int = 1
+    process_id: int = 0
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reader: ReaderStageConfig = field(default_factory=ReaderStageConfig)
-    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    scorer: ScorerSection = field(default_factory=ScorerSection)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -240,76 +248,3 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-
-def nearest(word: str, known: Iterable[str], path: str = "") -> str:
-    """The end of an error message: the known name nearest to `word`, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.4)
-    prefix = f"{path}." if path else ""
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(names)}"
-
-
-def check(config: Config, where: Callable[[str], str]) -> None:
-    """Checks ranges and names; a `UserError` names the key, where it was written (`where(key)`), what was expected."""
-
-    def need(ok: bool, key: str, expected: str) -> None:
-        if not ok:
-            value: Any = config
-            for part in key.split("."):
-                value = value[part] if isinstance(value, dict) else getattr(value, part)
-            raise UserError(f"config key config.{key}{where(key)} should be {expected}, not {value!r}")
-
-    for key in ("budget.keep_rates", "eval.keep_rates"):
-        section, name = key.split(".")
-        rates = getattr(getattr(config, section), name)
-        need(bool(rates) and all(0.0 < rate <= 1.0 for rate in rates), key, "keep rates in (0, 1]")
-    need(config.budget.keep_tokens is None or config.budget.keep_tokens > 0, "budget.keep_tokens", "above 0")
-    for name in config.objectives:
-        if name not in OBJECTIVES:
-            raise UserError(
-                f"unknown objective config.objectives.{name}{where('objectives.' + name)}{nearest(name, OBJECTIVES)}"
-            )
-    for name in config.eval.methods:
-        if name not in METHODS:
-            raise UserError(
-                f"unknown method {name!r} in config.eval.methods{where('eval.methods')}{nearest(name, METHODS)}"
-            )
-    for key in ("train.steps", "reader.steps", "optim.warmup_steps", "reader.warmup_steps", "seed", "parallel.devices"):
-        need(_get(config, key) >= 0, key, "0 or more")
-    positive = (
-        "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
-        "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
-        "eval.bootstrap model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
-        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature"
-    )
-    for key in positive.split():
-        need(_get(config, key) > 0, key, "above 0")
-    for key in ("data.train_examples", "reader.batch_size", "model.vocab_size"):
-        need(_get(config, key) is None or _get(config, key) > 0, key, "above 0 or None")
-    not_negative = (
-        "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
-        "eval.shown eval.decode"
-    )
-    for key in not_negative.split():
-        need(_get(config, key) >= 0, key, "0 or more")
-    need(0 <= config.policy.baseline_decay < 1, "policy.baseline_decay", "in [0, 1)")
-    for key in ("data.lengths", "reader.lengths"):
-        lengths = _get(config, key)
-        ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
-        need(ascending, key, "ascending, above 0")
-    for name in config.objectives:
-        need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
-    if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":
-        need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
-    if "reinforce" in config.objectives:
-        need(config.policy.updates == 1, "policy.updates", 'with the objective "reinforce" 1 (for more, take "ppo")')
-    sharded_pmap = config.parallel.shard_params and config.parallel.mode == "pmap"
-    need(not sharded_pmap, "parallel.shard_params", 'false unless parallel.mode is "mesh"')
-
-
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

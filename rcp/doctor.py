@@ -27,7 +27,6 @@ PACKAGES = [
     "safetensors",
     "gguf",
     "huggingface-hub",
-    "math-verify",
     "rank-bm25",
     "reasoning-gym",
     "rich",

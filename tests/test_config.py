@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from rcp.config import Config, ObjectiveConfig, TrainConfig
-from rcp.config_file import fill, fingerprint, from_dict, load_config, save_config, to_dict
+from rcp.config import BudgetConfig, Config, ObjectiveConfig, ParallelConfig, TrainConfig
+from rcp.config_file import from_dict, load_config, to_dict
+from rcp.config_fill import fill
+from rcp.config_saved import fingerprint, save_config
+from rcp.nn.pruner import Granularity
 from rcp.types import UserError
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.py") if path.name != "__init__.py")
@@ -85,7 +89,7 @@ def test_flags_win_and_are_typed(path):
 
 def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
     flags = ["--config.task.path=mine.jsonl", "--config.task.name=jsonl"]
-    assert load_config(path, flags).task.fields == {"path": "mine.jsonl"}
+    assert load_config(path, flags).task.fields == {"path": str(Path("mine.jsonl").absolute())}
     assert load_config(path, ["--config.task.name=facts"]).task.fields == {"hops": [1, 2]}
 
 
@@ -119,6 +123,14 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("train=3", r"config.train .* should be a section, not 3"),
         ("parallel.shard_params=true", r"config.parallel.shard_params .* unless parallel.mode is .mesh"),
         ("seed.a=1", r"config.seed .* should be int"),
+        (
+            "budget.keep_tokens=64",
+            r"config.budget.keep_tokens in the flag .* is 64 and config.budget.keep_rates in .*run",
+        ),
+        ("budget.keep_rates=[]", r"config.budget.keep_rates .* should be keep rates in"),
+        ("parallel.num_processes=2", r"config.parallel.coordinator .* should be .host:port. of process 0, not None"),
+        ("parallel.coordinator=here", r"config.parallel.coordinator .* should be .host:port."),
+        ("parallel.process_id=1", r"config.parallel.process_id .* below parallel.num_processes"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(path, flag, message):
@@ -173,7 +185,7 @@ def test_a_task_fills_its_own_section(path):
 
 def test_the_fingerprint_holds_what_decides_the_numbers(path):
     base = load_config(path)
-    for same in ("train.steps=999", "train.log_every=1", "eval.examples=3"):
+    for same in ("train.steps=999", "train.log_every=1", "eval.examples=3", "parallel.devices=2", "model.remat=true"):
         assert fingerprint(load_config(path, [same])) == fingerprint(base)
     for other in ("seed=1", "optim.learning_rate=.5", "task.hops=1", "data.batch_size=2"):
         assert fingerprint(load_config(path, [other])) != fingerprint(base)
@@ -191,6 +203,64 @@ def test_a_run_keeps_its_config(path, tmp_path):
         save_config(other, tmp_path / "run")
     assert "config.task.hops: [1, 2] there, 2 now" in str(error.value)
     assert "config.objectives.entropy.weight: '(not set)' there, 1.0 now" in str(error.value)
+
+
+def test_a_key_added_later_changes_no_fingerprint(path, monkeypatch):
+    """What is hashed differs from the defaults; so a run from before the key goes on."""
+    config = load_config(path)
+    before = fingerprint(config)
+    extended = lambda c: {**to_dict(c), "new": {"key": 1}}  # noqa: E731
+    monkeypatch.setattr("rcp.config_file.to_dict", extended)
+    assert fingerprint(config) == before
+
+
+def test_stale_draws_are_refused(path):
+    with pytest.raises(UserError, match=r"config.policy.updates .*use ppo, or policy.updates = 1\), not 2"):
+        load_config(f"{path}:rl", ["policy.updates=2"])
+
+
+def test_tokens_take_the_place_of_rates(path):
+    budget = load_config(path, ["budget.keep_tokens=64", "budget.keep_rates=[]"]).budget
+    assert (budget.keep_tokens, budget.keep_rates) == (64, ())
+
+
+def test_paths_are_saved_absolute(tmp_path, monkeypatch):
+    """So that a run is evaluated from any folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (here / "m.gguf").touch()
+    monkeypatch.chdir(here)
+    (here / "run.py").write_text(
+        "def get_config():\n"
+        "    return {'task': {'name': 'jsonl', 'path': 'a.jsonl', 'test_path': ''},"
+        " 'reader': {'task': {'path': 'b.jsonl'}}, 'model': {'name': 'm.gguf'}}"
+    )
+    save_config(load_config("run.py", ["task.validation_path=data/c.jsonl"]), Path("run"))
+    monkeypatch.chdir(there)
+    config = load_config(here / "run" / "config.json")
+    assert config.task.fields == {
+        "path": str(here / "a.jsonl"),
+        "test_path": "",
+        "validation_path": str(here / "data" / "c.jsonl"),
+    }
+    assert config.reader.task == {"path": str(here / "b.jsonl")}
+    assert config.model.name == str(here / "m.gguf")
+    save_config(config, here / "run")
+    assert load_config(here / "run" / "config.json", ["model.name=owner/name"]).model.name == "owner/name"
+
+
+def test_what_names_one_process_is_not_saved(path, tmp_path):
+    flags = ["parallel.mode=mesh", "parallel.coordinator=localhost:1", "parallel.num_processes=2"]
+    config = load_config(path, [*flags, "parallel.process_id=1"])
+    save_config(config, tmp_path / "run", writing=False)
+    assert not (tmp_path / "run").exists()
+    save_config(config, tmp_path / "run")
+    assert load_config(tmp_path / "run" / "config.json").parallel == ParallelConfig(mode="mesh")
+
+
+def test_the_granularities_are_those_of_the_pruner():
+    assert typing.get_type_hints(BudgetConfig)["granularity"] == Granularity
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)

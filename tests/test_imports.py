@@ -12,13 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BASE = {"types", "sampling"}
 LOWER = BASE | {"nn", "objectives", "policies", "data", "pretrained"}
-TRAIN = LOWER | {"config", "config_file"}
+CONFIG = {"config", "config_check", "config_fill", "config_file", "config_saved"}
+TRAIN = LOWER | CONFIG
 UPPER = TRAIN | {"train", "infer", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "sampling": set(),
     "config": {"types"},
-    "config_file": {"types", "config"},
+    "config_check": {"types", "config"},
+    "config_fill": {"types", "config", "config_check"},
+    "config_file": {"types", "config", "config_check", "config_fill"},
+    "config_saved": {"types"} | CONFIG,
     "nn": BASE,
     "objectives": BASE,
     "data": {"types"},

@@ -82,7 +82,7 @@ class RcpMrd3(_ProblemBuilder, skip_registration=True):
 
 
 @dataclass(kw_only=True)
-class TaskConfig(tfds.core.BuilderConfig):
+class ExamplesConfig(tfds.core.BuilderConfig):
     """The task whose examples a builder stores, and how many of each split."""
 
     task: Any = None
@@ -108,7 +108,7 @@ class RcpExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
         del dl_manager
         config = self.builder_config
-        assert isinstance(config, TaskConfig)
+        assert isinstance(config, ExamplesConfig)
         return {split: self._generate_examples(split, count) for split, count in config.counts}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -159,7 +159,7 @@ def prepare(
         task = task or TASKS[name]()
         sizes = tuple((split, (counts or dict.fromkeys(SPLITS, 1_000)).get(split, 0)) for split in SPLITS)
         sizes = tuple((split, size) for split, size in sizes if size)
-        config = TaskConfig(name=f"{name}_{_label(task, sizes)}", description=repr(task), task=task, counts=sizes)
+        config = ExamplesConfig(name=f"{name}_{_label(task, sizes)}", description=repr(task), task=task, counts=sizes)
         builder = RcpExamples(config=config, **options)
     else:
         raise UserError(f"no TFDS builder {name!r}: expected one of {', '.join([*_PROBLEMS, *_EXAMPLE_TASKS])}")

@@ -101,6 +101,11 @@ def bucket(length: int, lengths: Sequence[int]) -> int | None:
     return min((limit for limit in lengths if limit >= length), default=None)
 
 
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
 def check_fits(example: EncodedExample, length: int, segments: int, answer: int | None = None) -> None:
     """Raises UserError where the example has over `length` tokens, `segments` segments or `answer` answer tokens."""
     name = example.uid or f"example {example.index}"

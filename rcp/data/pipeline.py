@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from rcp.data.pack import EncodedExample, bucket, check_fits, collate, drop_segments, encode
 from rcp.data.tasks.base import Split, Task
 from rcp.types import Batch, Example, Tokenizer, UserError
@@ -16,7 +14,15 @@ Overlong = Literal["error", "drop_segments"]
 
 
 class EncodedTask:
-    """Random access to the encoded examples of a split; each is tokenised once."""
+    """Random access to the encoded examples of a split; each is tokenised once.
+
+    Args:
+      count: how many examples of the split (None: all).
+      lengths: the static lengths of batches of them; max_segments: S of such batches.
+      max_answer: most tokens of an answer; a longer one stops and names the example.
+      overlong: what to do with a prompt over the longest length: "error" stops and names it, "drop_segments" leaves out
+        its last segments.
+    """
 
     def __init__(
         self,
@@ -25,7 +31,7 @@ class EncodedTask:
         split: Split,
         count: int | None,
         *,
-        length: int,
+        lengths: Sequence[int],
         max_segments: int,
         max_answer: int | None = None,
         overlong: Overlong = "error",
@@ -33,10 +39,9 @@ class EncodedTask:
         self.examples = task.examples(split, count)
         if not len(self.examples):
             raise UserError(f"task {type(task).__name__}: no examples in split {split!r}")
+        self.lengths, self.max_segments = tuple(sorted(lengths)), max_segments
         self._groups = {name: number for number, name in enumerate(task.groups)}
-        self._tokenizer = tokenizer
-        self._length, self._max_segments, self._overlong = length, max_segments, overlong
-        self._max_answer = max_answer
+        self._tokenizer, self._overlong, self._max_answer = tokenizer, overlong, max_answer
         self._cache: dict[int, EncodedExample] = {}
 
     def __len__(self) -> int:
@@ -48,62 +53,45 @@ class EncodedTask:
         example = self.examples[index]
         encoded = encode(example, self._tokenizer, index=index, group=self._groups.get(example.group, 0))
         if self._overlong == "drop_segments":
-            encoded = drop_segments(encoded, self._length, self._max_segments)
-        check_fits(encoded, self._length, self._max_segments, self._max_answer)
+            encoded = drop_segments(encoded, self.lengths[-1], self.max_segments)
+        check_fits(encoded, self.lengths[-1], self.max_segments, self._max_answer)
         self._cache[index] = encoded
         return encoded
+
+    def collate(self, examples: Sequence[EncodedExample], length: int, rows: int) -> Batch:
+        """A batch of `rows` rows, see `rcp.data.pack.collate`."""
+        return collate(examples, length, self.max_segments, rows, pad_id=self._tokenizer.pad_id)
 
 
 class TrainPipeline(Iterator[Batch]):
     """Endless batches, each epoch in another order; a pure function of the arguments and the state.
 
+    A batch has the smallest of the static lengths that holds all its prompts.
+
     Args:
+      encoded: the examples of an epoch; may be shared.
       batch_size: rows of a batch over all processes; batches run over the ends of epochs, so every one is full.
-      lengths: the static lengths; a batch has the smallest that holds all its prompts.
-      max_segments: S of every batch.
       seed: of the order.
-      count: how many examples of the split an epoch has (None: all).
-      max_answer: most tokens of an answer; a longer one stops and names the example.
-      overlong: what to do with a prompt over the longest length: "error" stops and names it, "drop_segments" leaves out
-        its last segments.
       shard: (process, processes): this process gets its consecutive share of the rows of every batch. The length is
         chosen over the whole batch, so that all processes agree on it.
     """
 
     def __init__(
         self,
-        task: Task,
-        tokenizer: Tokenizer,
+        encoded: EncodedTask,
         *,
         batch_size: int,
-        lengths: Sequence[int],
-        max_segments: int,
         seed: int,
-        split: Split = "train",
-        count: int | None = None,
-        max_answer: int | None = None,
         shuffle: bool = True,
-        overlong: Overlong = "error",
         shard: tuple[int, int] = (0, 1),
     ):
         import grain
 
         if batch_size % shard[1]:
             raise UserError(f"data.batch_size = {batch_size}: not divisible by the {shard[1]} processes")
-        self.encoded = EncodedTask(
-            task,
-            tokenizer,
-            split,
-            count,
-            length=max(lengths),
-            max_segments=max_segments,
-            max_answer=max_answer,
-            overlong=overlong,
-        )
-        self._pad_id = tokenizer.pad_id
-        self._batch_size, self._lengths, self._max_segments = batch_size, tuple(sorted(lengths)), max_segments
-        self._shard = shard
-        dataset = grain.MapDataset.range(len(self.encoded)).seed(seed)
+        self.encoded = encoded
+        self._batch_size, self._shard = batch_size, shard
+        dataset = grain.MapDataset.range(len(encoded)).seed(seed)
         if shuffle:
             dataset = dataset.shuffle()
         dataset = dataset.repeat(None).batch(batch_size, batch_fn=list)
@@ -111,12 +99,11 @@ class TrainPipeline(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         examples = [self.encoded[int(i)] for i in next(self._iterator)]
-        length = bucket(max(example.length for example in examples), self._lengths)
+        length = bucket(max(example.length for example in examples), self.encoded.lengths)
         assert length is not None  # EncodedTask has checked it
         process, processes = self._shard
         rows = self._batch_size // processes
-        mine = examples[process * rows : (process + 1) * rows]
-        return collate(mine, length, self._max_segments, rows, pad_id=self._pad_id)
+        return self.encoded.collate(examples[process * rows : (process + 1) * rows], length, rows)
 
     def get_state(self) -> bytes:
         """The place in the stream, as JSON."""
@@ -148,21 +135,14 @@ def eval_batches(
         tokenizer,
         split,
         count,
-        length=max(lengths),
+        lengths=lengths,
         max_segments=max_segments,
         max_answer=max_answer,
         overlong=overlong,
     )
     rows = [encoded[i] for i in range(len(encoded))]
-    length = bucket(max(row.length for row in rows), lengths)
+    length = bucket(max(row.length for row in rows), encoded.lengths)
     assert length is not None
-    batches = [
-        collate(rows[at : at + batch_size], length, max_segments, batch_size, pad_id=tokenizer.pad_id)
-        for at in range(0, len(rows), batch_size)
-    ]
+    parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    batches = [encoded.collate(part, length, batch_size) for part in parts]
     return batches, [encoded.examples[i] for i in range(len(rows))]
-
-
-def real_rows(batches: Sequence[Batch], values: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenates one array [B, ...] a batch and leaves out the rows of weight 0."""
-    return np.concatenate([np.asarray(v)[np.asarray(b.weight) > 0] for b, v in zip(batches, values, strict=True)])

@@ -9,35 +9,43 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.evaluate.sweep import Results, Shown
+from rcp.evaluate.results import Results, Shown
 from rcp.types import Role
 
 STYLE = """
-body { font: 15px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f23; }
-h2 { margin-top: 2.4rem; border-bottom: 1px solid #ddd; font-size: 1.15rem; }
-h3 { margin: 1rem 0 .2rem; font-size: .95rem; }
-p.prompt { margin: .1rem 0 .6rem; white-space: pre-wrap; font-family: ui-monospace, monospace; font-size: .85rem; }
-.kept { background: #d7f0dc; } .dropped { color: #b6bcc2; text-decoration: line-through; }
-.fixed { color: #57606a; } .answer { background: #fff1c9; } .ok { color: #1a7f37; } .no { color: #b42318; }
-summary { cursor: pointer; } small { color: #57606a; font-weight: normal; }
-@media (prefers-color-scheme: dark) { body { background: #14171a; color: #e6e6e6; } .kept { background: #1f4d2b; }
-.dropped { color: #5a6169; } .answer { background: #5b4a14; } .fixed, small { color: #9aa4ae; } }
+:root { color-scheme: light dark; --text: #1b1f23; --back: #ffffff; --line: #d0d7de; --quiet: #57606a;
+--kept: #cdebd3; --dropped: #767d84; --answer: #fff1c9; --yes: #1a7f37; --no: #b42318; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --back: #14171a; --line: #3a424a; --quiet: #9aa4ae;
+--kept: #1f4d2b; --dropped: #8b949e; --answer: #5b4a14; --yes: #56d364; --no: #ff8a80; } }
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+color: var(--text); background: var(--back); }
+h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); font-size: 1.15rem; }
+p.prompt { margin: .3rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere;
+font: .85rem/1.6 ui-monospace, monospace; }
+.kept { background: var(--kept); } .dropped { color: var(--dropped); text-decoration: line-through; }
+.fixed, small { color: var(--quiet); } .answer { background: var(--answer); }
+.yes { color: var(--yes); } .no { color: var(--no); }
+summary { cursor: pointer; } small { font-weight: normal; }
 """
 
 
 def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str = "ours") -> str:
     """The page: for each shown example, what every setting kept; `first`'s settings open, the others folded."""
+    exact = "decoded and judged by the task" if results.decoded else "every token of the gold answer is the likeliest"
     body = [
-        "<h1>What was kept</h1><p><span class=kept>kept</span> <span class=dropped>dropped</span> "
-        "<span class=fixed>instruction and question, always kept</span> <span class=answer>gold answer</span></p>"
+        "<h1>What was kept</h1>",
+        "<p><span class=kept>kept</span> <span class=dropped>dropped</span> "
+        "<span class=fixed>instruction and question, always kept</span> <span class=answer>gold answer</span></p>",
+        f"<p>Each line is a method at a keep rate; click to see what it left. "
+        f"<span class=yes>answered</span> or <span class=no>missed</span>: exact match ({exact}).</p>",
     ]
     order = sorted(range(len(results.settings)), key=lambda i: (results.settings[i][0] != first, i))
     for number, shown in enumerate(results.shown):
         group = results.groups[results.group[number]] if len(results.groups) > 1 else ""
-        body.append(f"<h2>Example {shown.index} <small>{escape(group)}</small></h2>")
+        body.append(f"<h2>Example {shown.index}{f' <small>{escape(group)}</small>' if group else ''}</h2>")
         for i in order:
             method, rate = results.settings[i]
-            verdict = "<span class=ok>answered</span>" if results.em[i, number] else "<span class=no>missed</span>"
+            verdict = "<span class=yes>answered</span>" if results.em[i, number] else "<span class=no>missed</span>"
             head = (
                 f"{escape(method)} at {rate:g} <small>{results.kept[i, number]} of {results.context[number]} context "
                 f"tokens; answer NLL {results.nll[i, number]:.2f}; {verdict}</small>"
@@ -46,8 +54,11 @@ def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str
             opened = " open" if method == first else ""
             body.append(f"<details{opened}><summary>{head}</summary>{text}</details>")
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>What was kept</title><style>{STYLE}</style><body>" + "\n".join(body) + "</body></html>\n"
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>What was kept</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
     )
 
 

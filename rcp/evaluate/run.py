@@ -12,7 +12,9 @@ import jax
 from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
 from rcp.evaluate.answers import by_decoding
-from rcp.evaluate.sweep import Reader, Results, sweep
+from rcp.evaluate.budgets import forced_over, make_budgets
+from rcp.evaluate.results import Results
+from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
 from rcp.policies import POLICIES, Bm25, Learned, Perplexity, Policy
 from rcp.types import Batch, UserError
@@ -69,10 +71,10 @@ def write_report(
     tables.write_table(folder / "report", tables.overall(rows))
     tables.write_table(folder / "groups", [asdict(row) for row in rows])
     tables.write_table(folder / "paired", [asdict(difference) for difference in paired])
-    (folder / "report.md").write_text(tables.markdown(rows), encoding="utf-8")
+    (folder / "report.md").write_text(tables.markdown(rows, decoded=results.decoded), encoding="utf-8")
     plots.write(folder / "report.png", rows)
     page.write(folder / "kept.html", results, decode)
-    tables.print_console(rows)
+    tables.print_console(rows, decoded=results.decoded)
     return rows
 
 
@@ -96,6 +98,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         lengths=config.data.lengths,
         max_segments=config.data.max_segments,
         max_answer=config.data.max_answer,
+        overlong=config.data.overlong,
     )
     ours = Learned(score=jax.jit(trained.score), params=trained.weights)
     policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
@@ -103,12 +106,18 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
     print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
     judge = None
     if config.eval.decode:
-        judge = by_decoding(trained.model, tokenizer, task.check, examples, max_new=config.eval.decode)
+        model_of = trained.build.networks.model_of
+        judge = by_decoding(
+            lambda weights: model_of(*weights), tokenizer, task.check, examples, max_new=config.eval.decode
+        )
+    if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, config.budget.keep_tokens)):
+        print(said)
     results = sweep(
         batches,
         policies,
         Reader(trained.read, trained.weights, judge),
         keep_rates=config.eval.keep_rates,
+        keep_tokens=config.budget.keep_tokens,
         granularity=config.budget.granularity,
         seed=config.seed,
         groups=task.groups or ("",),
@@ -117,5 +126,5 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
     )
     folder = Path(workdir) / "eval"
     rows = write_report(folder, results, tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
-    print(f"the reader was compiled for {results.compiles} static lengths; the report is in {folder}")
+    print(f"the report is in {folder} (the reader was compiled {results.compiles} time for all settings)")
     return rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rcp.evaluate.sweep import Results
+from rcp.evaluate.results import Results
 
 METRICS = ("em", "nll")
 PER_EXAMPLE = ("index", "group", "context", "answer_tokens", "kept", "nll", "em")
@@ -19,10 +19,15 @@ PER_SETTING = ("prune_seconds", "model_seconds")
 UNSWEPT = ("full", "none")
 NAMES = {"em": "exact match", "nll": "answer NLL"}
 LEVEL = 95.0
+EM = {
+    False: "em: every token of the gold answer is the model's most likely one given the gold ones before it "
+    "(teacher-forced; the same as greedy decoding giving exactly the gold answer).",
+    True: "em: the answer was decoded greedily and judged by the task.",
+}
 LEGEND = (
-    "em: the greedy answer is the gold one. nll: nats an answer token. Brackets: 95 % bootstrap intervals. "
+    "nll: nats an answer token. Brackets: 95 % bootstrap intervals. "
     "kept: share of the context's tokens that the model read, by keep rate. "
-    "ms: an example, at the smallest keep rate; pruning includes scoring."
+    "ms: an example, at the smallest keep rate; pruning is scoring, selecting and compacting."
 )
 
 
@@ -156,6 +161,7 @@ def write_results(path: Path, results: Results) -> None:
         method=np.array([method for method, _ in results.settings]),
         keep_rate=np.array([rate for _, rate in results.settings]),
         groups=np.array(results.groups),
+        decoded=results.decoded,
         **{name: getattr(results, name) for name in PER_EXAMPLE + PER_SETTING},
     )
 
@@ -165,7 +171,8 @@ def read_results(path: Path) -> Results:
     with np.load(path) as file:
         data = dict(file)
     settings = tuple(zip(data.pop("method").tolist(), data.pop("keep_rate").tolist()))
-    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), **data)
+    decoded = bool(data.pop("decoded", False))
+    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), decoded=decoded, **data)
 
 
 @dataclass(frozen=True)
@@ -208,21 +215,26 @@ def groups_of(entries: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.group for row in entries))
 
 
-def markdown(entries: Sequence[Row]) -> str:
-    """The tables in Markdown, with a legend."""
+def legend(decoded: bool) -> str:
+    """What the columns are; `decoded` as in `Results`."""
+    return f"{EM[decoded]} {LEGEND}"
+
+
+def markdown(entries: Sequence[Row], *, decoded: bool = False) -> str:
+    """The tables in Markdown, with a legend; `decoded` as in `Results`."""
     out = []
     for table in grids(entries):
         out += [f"### {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
         out += [_line(tuple(f"**{cell}**" for cell in line) if line[0] == "ours" else line) for line in table.lines]
         out.append("")
-    return "\n".join([*out, LEGEND]) + "\n"
+    return "\n".join([*out, legend(decoded)]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def print_console(entries: Sequence[Row]) -> None:
+def print_console(entries: Sequence[Row], *, decoded: bool = False) -> None:
     """The same tables on the terminal."""
     from rich.console import Console
     from rich.table import Table
@@ -237,4 +249,4 @@ def print_console(entries: Sequence[Row]) -> None:
         # On a narrow terminal long lines wrap; no figure is cut off.
         needed = Console(width=1000).measure(table).maximum
         Console(width=max(width, needed)).print(table)
-    Console().print(LEGEND, style="dim", highlight=False)
+    Console().print(legend(decoded), style="dim", highlight=False)

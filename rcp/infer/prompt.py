@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +13,8 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode
 from rcp.data.tasks.jsonl import split_segments
-from rcp.infer.trained import Trained, load_trained
-from rcp.nn.pruner import Granularity, Scores, budget_of_rate, prune
-from rcp.policies import context_tokens
+from rcp.infer.trained import Trained
+from rcp.nn.pruner import Granularity, Scores, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -30,8 +26,10 @@ class PrunedPrompt:
     """One pruned prompt.
 
     Attributes:
-      text: what is left of the context; segments that were kept whole are left as they were, letter by letter.
-      tokens, kept, asked: context tokens there were, were kept, and were asked for.
+      text: what is left of the context. Segments kept whole are as they were, letter by letter; one that was cut keeps
+        the white space around it, which parts it from its neighbours.
+      tokens, kept: tokens of the whole context and of `text`, each tokenised as one text.
+      asked: tokens asked for; `kept` is at most that, unless what is forced takes more.
       segments, kept_segments: the numbers of all segments and of those of which something was kept.
       note: what deserves to be said, or empty.
     """
@@ -54,12 +52,15 @@ class PromptPruner:
       tokenizer: of the model that will read the result; budgets count its tokens.
       granularity: how the budget is filled.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
+      segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
+        differ. The text that is left is the user's.
     """
 
     score: Callable[[Batch], Scores]
     tokenizer: Tokenizer
     granularity: Granularity
     max_tokens: int = 1 << 20
+    segment: Callable[[str], str] = str
 
     def __call__(
         self,
@@ -83,30 +84,72 @@ class PromptPruner:
         Raises:
           UserError: no or an empty context, a budget out of range or below what is forced, a prompt over `max_tokens`.
         """
-        _check_budget(keep_rate, keep_tokens)
+        check_budget(keep_rate, keep_tokens)
         patterns = [_pattern(expression) for expression in force]
         texts = [split_segments(context) for context in contexts]
         encoded = [self._encode(t, q, instruction, patterns, i) for i, (t, q) in enumerate(zip(texts, questions))]
         if not encoded:
             raise UserError("no prompt to prune: expected at least one context")
-        batch = self._batch(encoded)
-        total = np.asarray(context_tokens(batch))
-        if keep_rate is not None:
-            asked = budget = np.asarray(budget_of_rate(batch, keep_rate))
-        else:
-            asked = np.full(len(encoded), keep_tokens, np.int32)
-            budget = np.minimum(asked, total).astype(np.int32)
+        length = -(-max(example.length for example in encoded) // ROUND) * ROUND
+        segments = max(len(example.context) for example in encoded)
+        batch = collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
+        tokens = [self._count("".join(pieces)) for pieces in texts]
+        asked = [_at_rate(n, keep_rate) if keep_rate is not None else keep_tokens or 0 for n in tokens]
         forced = batch.forced.sum(axis=1)
-        for i in np.flatnonzero(forced > budget):
-            raise UserError(
-                f"{encoded[i].uid}: the budget of {budget[i]} tokens is below the {forced[i]} tokens that must be kept "
-                f"(--force); ask for at least {forced[i]} of the {total[i]}"
-            )
-        keep = np.asarray(_keep(self.score(batch), batch, jnp.asarray(budget), granularity=self.granularity))
+        for i, example in enumerate(encoded):
+            if forced[i] > asked[i]:
+                raise UserError(
+                    f"{example.uid}: the budget of {asked[i]} tokens is below the {forced[i]} tokens that must be kept "
+                    f"(--force); ask for at least {forced[i]} of the {tokens[i]}"
+                )
+        found = self._fill(batch, texts, encoded, asked, forced)
         return [
-            self._result(texts[i], encoded[i], keep[i][batch.role[i] == Role.CONTEXT], int(asked[i]))
-            for i in range(len(encoded))
+            PrunedPrompt(
+                text=text,
+                tokens=tokens[i],
+                kept=self._count(text),
+                asked=asked[i],
+                segments=len(texts[i]),
+                kept_segments=kept,
+                note=_note(asked[i], tokens[i]),
+            )
+            for i, (text, kept) in enumerate(found)
         ]
+
+    def _fill(
+        self,
+        batch: Batch,
+        texts: Sequence[Sequence[str]],
+        encoded: Sequence[EncodedExample],
+        asked: Sequence[int],
+        forced: np.ndarray,
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        """For each prompt what is left, and of which segments, of the largest budget whose text has `asked` tokens.
+
+        The text is not the sum of the scorer's tokens: white space between segments counts too, and tokens merge over
+        their ends. So the budget of the scorer's tokens is found by halving an interval; the scores are computed once.
+        """
+        scores = self.score(batch)
+
+        def at(budget: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
+            keep = np.asarray(_keep(scores, batch, jnp.asarray(budget, jnp.int32), granularity=self.granularity))
+            rows = enumerate(zip(texts, encoded))
+            return [self._left(text, example, keep[i][batch.role[i] == Role.CONTEXT]) for i, (text, example) in rows]
+
+        fits = np.maximum(forced, 1)  # taken even where its text has more tokens than were asked for
+        above = np.minimum(asked, np.sum(batch.role == Role.CONTEXT, axis=1)) + 1
+        budget, found = above - 1, at(fits)
+        while np.any(above - fits > 1):
+            for i, one in enumerate(at(budget)):
+                if self._count(one[0]) <= asked[i]:
+                    fits[i], found[i] = budget[i], one
+                else:
+                    above[i] = budget[i]
+            budget = np.maximum((fits + above) // 2, fits)
+        return found
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text)) if text else 0
 
     def _encode(
         self, segments: Sequence[str], question: str, instruction: str, patterns: Sequence[re.Pattern[str]], number: int
@@ -114,14 +157,15 @@ class PromptPruner:
         name = f"prompt {number + 1}"
         if not segments:
             raise UserError(f"{name}: empty context: expected text, its segments separated by blank lines")
+        pieces = [self.segment(text) for text in segments]
         spans = tuple(
-            (s, *match.span())
+            (s, *_moved(match.span(), text, pieces[s]))
             for s, text in enumerate(segments)
             for pattern in patterns
             for match in pattern.finditer(text)
-            if match.group()
+            if match.group().strip()
         )
-        example = Example(instruction, tuple(segments), question, question, forced=spans, uid=name)
+        example = Example(instruction, tuple(pieces), question, question, forced=spans, uid=name)
         encoded = replace(encode(example, self.tokenizer, index=number), answer=np.zeros(0, np.int32))
         if encoded.length > self.max_tokens:
             raise UserError(
@@ -129,29 +173,19 @@ class PromptPruner:
             )
         return encoded
 
-    def _batch(self, encoded: Sequence[EncodedExample]) -> Batch:
-        length = -(-max(example.length for example in encoded) // ROUND) * ROUND
-        segments = max(len(example.context) for example in encoded)
-        return collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
-
-    def _result(self, segments: Sequence[str], encoded: EncodedExample, keep: np.ndarray, asked: int) -> PrunedPrompt:
-        ends = np.cumsum([len(ids) for ids in encoded.context])
-        masks = np.split(keep, ends[:-1])
-        pieces = [
-            text if mask.all() else self.tokenizer.decode(ids[mask].tolist())
-            for text, ids, mask in zip(segments, encoded.context, masks)
-        ]
-        total = len(keep)
-        note = f"the budget of {asked} tokens is above the context's {total}: it is kept whole" if asked > total else ""
-        return PrunedPrompt(
-            text="".join(pieces),
-            tokens=total,
-            kept=int(keep.sum()),
-            asked=asked,
-            segments=len(segments),
-            kept_segments=tuple(s for s, mask in enumerate(masks) if mask.any()),
-            note=note,
-        )
+    def _left(self, texts: Sequence[str], encoded: EncodedExample, keep: np.ndarray) -> tuple[str, tuple[int, ...]]:
+        """The text of the kept context tokens, and the numbers of the segments that it is from."""
+        masks = np.split(keep, np.cumsum([len(ids) for ids in encoded.context])[:-1])
+        kept, out, end = [], "", ""
+        for s, (text, mask) in enumerate(zip(texts, masks)):
+            body = text
+            if not mask.all():
+                body = self.tokenizer.decode(encoded.context[s][mask].tolist()).strip()
+                body = text[: len(text) - len(text.lstrip())] + body if body else ""
+            if body:
+                out, end = out + end + body, "" if mask.all() else text[len(text.rstrip()) :]
+                kept.append(s)
+        return out, tuple(kept)
 
 
 @partial(jax.jit, static_argnames="granularity")
@@ -159,7 +193,23 @@ def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granu
     return prune(scores, batch, budget, granularity=granularity).keep
 
 
-def _check_budget(keep_rate: float | None, keep_tokens: int | None) -> None:
+def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
+    """A span of a paragraph as one of the segment made from it, whose outer white space may differ."""
+    shift = piece.index(text.strip()) - text.index(text.strip())
+    start, end = (min(max(place + shift, 0), len(piece)) for place in span)
+    return start, end
+
+
+def _note(asked: int, tokens: int) -> str:
+    return f"the budget of {asked} tokens is above the context's {tokens}: it is kept whole" if asked > tokens else ""
+
+
+def _at_rate(tokens: int, keep_rate: float) -> int:
+    """max(1, floor(rate * tokens)), for a rate that is meant as written: .29 of 100 is 29."""
+    return max(1, int(keep_rate * tokens + 1e-4))
+
+
+def check_budget(keep_rate: float | None, keep_tokens: int | None) -> None:
     if (keep_rate is None) == (keep_tokens is None):
         raise UserError("give either --keep-rate or --keep-tokens")
     if keep_rate is not None and not 0 < keep_rate <= 1:
@@ -183,52 +233,5 @@ def pruner_of(trained: Trained) -> PromptPruner:
         tokenizer=trained.build.tokenizer,
         granularity=trained.config.budget.granularity,
         max_tokens=trained.model.config.max_positions,
+        segment=trained.build.task.segment,
     )
-
-
-def prune_files(
-    workdir: str | Path,
-    files: Sequence[str],
-    question: str,
-    *,
-    keep_rate: float | None = None,
-    keep_tokens: int | None = None,
-    force: Sequence[str] = (),
-    as_json: bool = False,
-) -> list[PrunedPrompt]:
-    """`rcp prune`: prints the pruned texts to stdout and the counts to stderr. `files` may hold "-" for stdin.
-
-    Raises:
-      UserError: as in `PromptPruner` and `load_trained`; a file that cannot be read.
-    """
-    _check_budget(keep_rate, keep_tokens)  # before anything is loaded
-    contexts = [_read(name) for name in files]
-    for name, context in zip(files, contexts):
-        if not context.strip():
-            raise UserError(f"{name}: empty context: expected text, its segments separated by blank lines")
-    trained = load_trained(workdir)
-    instruction, asked = trained.build.task.ask(question)  # as in the prompts that the scorer learned from
-    pruned = pruner_of(trained)(
-        contexts,
-        [asked] * len(files),
-        keep_rate=keep_rate,
-        keep_tokens=keep_tokens,
-        force=force,
-        instruction=instruction,
-    )
-    for name, found in zip(files, pruned):
-        if as_json:
-            print(json.dumps({"file": name, **asdict(found)}, ensure_ascii=False))
-        else:
-            sys.stdout.write(found.text if found.text.endswith("\n") else found.text + "\n")
-        counts = f"{name}: kept {found.kept} of {found.tokens} context tokens (asked for {found.asked}), "
-        counts += f"from {len(found.kept_segments)} of {found.segments} segments"
-        print(counts + (f"; {found.note}" if found.note else ""), file=sys.stderr)
-    return pruned
-
-
-def _read(name: str) -> str:
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read as text: {error}") from error

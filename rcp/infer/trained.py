@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,7 @@ class Trained:
 
 
 def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
-    """The run in `workdir`; `overrides` are config flags such as "--config.eval.examples=50", of keys in `MAY_DIFFER`.
+    """The run in `workdir`; an interrupted one says so on stderr. `overrides` are config flags of keys in `MAY_DIFFER`.
 
     Raises:
       UserError: no run there, nothing trained yet, a checkpoint of another config, or none that can be read; a flag for
@@ -71,4 +72,10 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
         )
     built = build(config)
     state, frozen = restore(built.stages, trained_with, workdir)
+    if (step := int(state.step)) < (stage := built.stages[-1]).steps:
+        print(
+            f"{workdir}: training of the {stage.name} stopped at step {step} of {stage.steps}; what it learned so far "
+            f"is used (to go on: rcp train --workdir={workdir})",
+            file=sys.stderr,
+        )
     return Trained(config, built, jax.device_put((state.params, frozen)))

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from rcp.nn.fused import fused_attention, implementation_for
+
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
 BLOCK = 128  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
@@ -41,6 +43,7 @@ def attention(
     v: Float[Array, "batch tokens kv_heads dim"],
     *,
     valid: Bool[Array, "batch tokens"] | None = None,
+    lengths: Int[Array, " batch"] | None = None,
     keep: Float[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None,
     past: Past | None = None,
     block: int | None = None,
@@ -49,20 +52,29 @@ def attention(
 
     Scores and softmax are float32 whatever the operands' dtype. Query head h reads key-value head `h // (heads /
     kv_heads)`; keys and values are not repeated in memory. Once `tokens` passes `DENSE_LIMIT` no array has more than
-    `block * tokens` scores a head; past `REMATERIALISE` this holds for the backward pass too.
+    `block * tokens` scores a head; past `REMATERIALISE` this holds for the backward pass too. Without `valid`, `keep`,
+    `past` and `block`, an accelerator's fused kernel is used where there is one (`rcp.nn.fused`).
 
     Args:
       q, k, v: rotated queries and keys, and values. Operands of the products are used in their own dtype.
       valid: False marks padding, on either side; None means no padding.
+      lengths: in place of `valid`, where padding is at the right end only: tokens that are not padding. What comes out
+        at padding is of no use and differs between kernels.
       keep: in [0, 1]; boolean or None where no gradient to it is wanted.
       past: cached keys and values that come before every token here.
       block: queries a block; None chooses (all at once up to `DENSE_LIMIT`).
     """
+    if valid is not None and lengths is not None:
+        raise ValueError("give either valid or lengths")
+    batch, tokens, heads, dim = q.shape
+    if valid is None and keep is None and past is None and block is None:
+        implementation = implementation_for(q)
+        if implementation is not None:
+            return fused_attention(q, k, v, lengths, implementation)
+    if lengths is not None:
+        valid = first_tokens(lengths, tokens)
     if keep is not None and keep.dtype == jnp.bool_:
         valid, keep = (keep if valid is None else valid & keep), None
-    batch, tokens, heads, dim = q.shape
-    if past is None and keep is None and valid is None and _has_fused_kernel(q):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").astype(jnp.float32)
     q = q.reshape(batch, tokens, k.shape[2], heads // k.shape[2], dim)
     if block is None:
         block = tokens if tokens <= DENSE_LIMIT else BLOCK
@@ -73,8 +85,9 @@ def attention(
     return out.reshape(batch, tokens, heads, dim)
 
 
-def _has_fused_kernel(q: Array) -> bool:
-    return jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] in (64, 128)
+def first_tokens(lengths: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch tokens"]:
+    """True at the first `lengths` places of each row."""
+    return jnp.arange(tokens, dtype=jnp.int32)[None] < lengths[:, None]
 
 
 def _attend_in_blocks(q, k, v, valid, keep, past, block):

@@ -60,15 +60,3 @@ def append(
 
     batched = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
     return KVCache(batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position)
-
-
-def select(cache: KVCache, keep: Bool[Array, "batch capacity"]) -> KVCache:
-    """Really drops cached tokens: the kept slots move to the front, in order, and keep their rotary positions.
-
-    Slots past `length` are dropped whatever `keep` says. Slice the result's capacity to save the memory.
-    """
-    slot = jnp.arange(cache.capacity)
-    keep = keep & (slot[None, :] < cache.length[:, None])
-    order = jnp.argsort(~keep, axis=1, stable=True)[None, :, :, None, None]
-    k, v = (jnp.take_along_axis(x, order, axis=2) for x in (cache.k, cache.v))
-    return KVCache(k, v, keep.sum(axis=1, dtype=jnp.int32), cache.position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,14 +66,26 @@ def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: fl
     return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale
 
 
+class LowRank(NamedTuple):
+    """A matrix and a low-rank update of it: weight + a b (see `rcp.nn.lora`)."""
+
+    weight: Any
+    a: Any
+    b: Any
+
+
 def linear(
-    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | Sliced, dtype: jnp.dtype
+    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | Sliced | LowRank, dtype: jnp.dtype
 ) -> Float[Array, "*batch outputs"]:
     """`x @ weight` with operands in `dtype` and the product accumulated and returned in float32.
 
     Rounding the operands and not the product makes bfloat16 fast on CPU (a bfloat16 result is computed no faster than
-    float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule.
+    float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule. What
+    a low-rank update adds is float32 throughout.
     """
+    if isinstance(weight, LowRank):
+        update = _contract(_contract(x.astype(jnp.float32), weight.a, 0), weight.b, 0)
+        return linear(x, weight.weight, dtype) + update
     if dtype == jnp.float32:
         return _contract(x, from_slice(weight).astype(jnp.float32), 0)
     value, bits = weight if isinstance(weight, Sliced) else (weight, None)
@@ -132,9 +145,9 @@ _low_precision_dot.defvjp(_low_precision_dot_forward, _low_precision_dot_backwar
 
 def swiglu(
     x: Float[Array, "*batch dim"],
-    gate: Float[Array, "dim ffn"] | Sliced,
-    up: Float[Array, "dim ffn"] | Sliced,
-    down: Float[Array, "ffn dim"] | Sliced,
+    gate: Float[Array, "dim ffn"] | Sliced | LowRank,
+    up: Float[Array, "dim ffn"] | Sliced | LowRank,
+    down: Float[Array, "ffn dim"] | Sliced | LowRank,
     dtype: jnp.dtype,
 ) -> Float[Array, "*batch dim"]:
     """`(silu(x gate) * (x up)) down` (arXiv:2002.05202)."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from rcp.nn.layers import LowRank
+
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -22,9 +24,10 @@ def init_lora(params: dict[str, Any], rank: int, key: Array) -> dict[str, Any]:
 
 
 def apply_lora(params: dict[str, Any], lora: dict[str, Any]) -> dict[str, Any]:
-    """The model's parameters with W + A B in place of W, in W's own dtype."""
-    layers = dict(params["layers"])
-    for name, factors in lora.items():
-        update = jnp.einsum("lir,lro->lio", factors["a"], factors["b"])
-        layers[name] = (layers[name].astype(jnp.float32) + update).astype(layers[name].dtype)
-    return {**params, "layers": layers}
+    """The model's parameters with `LowRank(W, A, B)` in place of W, which stands for W + A B.
+
+    The sum is never made: `rcp.nn.layers.linear` adds x A B to x W in float32, so that an update far below what the
+    compute dtype resolves next to W counts in full, and W takes no second place in memory.
+    """
+    layers = {name: LowRank(params["layers"][name], **factors) for name, factors in lora.items()}
+    return {**params, "layers": {**params["layers"], **layers}}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rcp.nn.layout import prompt_lengths
 from rcp.nn.transformer import Transformer
 from rcp.types import Batch, Role
 
@@ -53,7 +54,7 @@ def read(
       positions: rotary positions; None counts the tokens of `batch`, which repacks a compacted prompt.
       log_probs: also return those of the whole vocabulary, all at once in memory.
     """
-    h = model.hidden(batch.tokens, valid=batch.role != Role.PAD, keep=keep, positions=positions)
+    h = model.hidden(batch.tokens, lengths=prompt_lengths(batch), keep=keep, positions=positions)
     answer = batch.role == Role.ANSWER
     first = jnp.argmax(answer, axis=1).astype(jnp.int32)[:, None]
     place = first + jnp.arange(max_answer, dtype=jnp.int32)[None]

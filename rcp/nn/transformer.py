@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,92 +12,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn import cache as kv
-from rcp.nn.attention import Past, attention
+from rcp.nn.attention import Past, attention, first_tokens
 from rcp.nn.cache import KVCache
-from rcp.nn.layers import RopeScaling, linear, rms_norm, rope_frequencies, rope_tables, rotate, swiglu, tied_linear
+from rcp.nn.layers import linear, rms_norm, rope_frequencies, rope_tables, rotate, swiglu, tied_linear
+from rcp.nn.parameters import MATRICES, TransformerConfig, init_parameters, parameter_shapes
 from rcp.nn.stacked import from_slice, sliceable
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The architecture: RMSNorm, rotary embedding, grouped-query attention, SwiGLU; Llama 2/3, SmolLM2, Qwen2/2.5/3.
-
-    Attributes:
-      rope_scaling: None, or Llama 3's (a `RopeScaling` or a dict of its fields).
-      tie_embeddings: the head is the transposed embedding.
-      qkv_bias: biases on q, k and v (Qwen2). qk_norm: RMSNorm on each head of q and k (Qwen3).
-      max_positions: longest sequence the model was trained for, in tokens; not enforced here.
-    """
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    max_positions: int = 2048
-
-    def __post_init__(self):
-        if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding pairs its dimensions")
-
-
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer; the rest are norms and biases
-
-
-def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
-    """The parameter tree as shapes. Matrices are [inputs, outputs]; all under "layers" is stacked over layers."""
-    c, queries, keys = config, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    layers = {
-        "attention_norm": (c.d_model,),
-        "q": (c.d_model, queries),
-        "k": (c.d_model, keys),
-        "v": (c.d_model, keys),
-        "o": (queries, c.d_model),
-        "mlp_norm": (c.d_model,),
-        "gate": (c.d_model, c.d_ff),
-        "up": (c.d_model, c.d_ff),
-        "down": (c.d_ff, c.d_model),
-    }
-    if c.qkv_bias:
-        layers |= {"q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,)}
-    if c.qk_norm:
-        layers |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
-    shapes: dict[str, Any] = {
-        "embedding": (c.vocab_size, c.d_model),
-        "layers": {name: (c.n_layers, *shape) for name, shape in layers.items()},
-        "norm": (c.d_model,),
-    }
-    if not c.tie_embeddings:
-        shapes["head"] = (c.d_model, c.vocab_size)
-    return shapes
-
-
-def init_parameters(config: TransformerConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Normal with deviation 0.02, the projections into the residual stream scaled by 1 / sqrt(2 layers) (GPT-2)."""
-
-    def leaf(path, shape):
-        name = path[-1].key
-        if name.endswith("norm"):
-            return jnp.ones(shape, dtype)
-        if name.endswith("bias"):
-            return jnp.zeros(shape, dtype)
-        scale = 0.02 / (2 * config.n_layers) ** 0.5 if name in ("o", "down") else 0.02
-        number = sum(ord(c) << (8 * i) for i, c in enumerate(name[:3]))  # a key by name: adding a parameter moves none
-        return (scale * jax.random.normal(jax.random.fold_in(key, number), shape)).astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf, parameter_shapes(config), is_leaf=lambda x: isinstance(x, tuple))
 
 
 class Layers(nnx.Module):
@@ -108,8 +26,9 @@ class Layers(nnx.Module):
         for name, value in params.items():
             setattr(self, name, nnx.Param(value))
 
-    def tree(self) -> dict[str, Array]:
-        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+    def tree(self) -> dict[str, Any]:
+        """All of them by name; a matrix may be a `rcp.nn.layers.LowRank`."""
+        return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
 
 class Transformer(nnx.Module):
@@ -118,7 +37,7 @@ class Transformer(nnx.Module):
     Args:
       config: the architecture.
       rngs: draws initial parameters (stream "params"), unless `params` is given.
-      params: a tree as in `parameter_shapes`.
+      params: a tree as in `parameter_shapes`; ValueError where it has another.
       dtype: operands of matrix products and of attention, "float32" or "bfloat16". Norms, softmax, the residual stream,
         logits and all accumulation are float32.
       param_dtype: how new parameters are stored; None means `dtype`.
@@ -142,6 +61,7 @@ class Transformer(nnx.Module):
             if rngs is None:
                 raise ValueError("Transformer needs rngs=nnx.Rngs(seed) to draw parameters, or params=")
             params = init_parameters(config, rngs.params(), jnp.dtype(param_dtype or dtype))
+        _check_shapes(params, parameter_shapes(config))
         self.embedding = nnx.Param(params["embedding"])
         self.layers = Layers(params["layers"])
         self.norm = nnx.Param(params["norm"])
@@ -161,6 +81,7 @@ class Transformer(nnx.Module):
         *,
         positions: Int[Array, "batch tokens"] | None = None,
         valid: Bool[Array, "batch tokens"] | None = None,
+        lengths: Int[Array, " batch"] | None = None,
         keep: Array | None = None,
         cache: KVCache | None = None,
         start: int = 0,
@@ -173,7 +94,9 @@ class Transformer(nnx.Module):
           tokens: ids; None where `inputs` is given.
           positions: rotary positions; default counts the valid tokens from 0 (or from the cache's next position), so
             dropped tokens keep their places. Pass `cumsum(keep) - 1` for repacked positions.
-          valid: False on padding, at either end.
+          valid: False on padding, at either end. lengths: in place of it, where padding is at the right end only: the
+            number of tokens that are not padding. Needed for the fused kernels of accelerators; states at padding are
+            of no use.
           keep: [batch, tokens] or [layers, batch, tokens] in [0, 1], see `rcp.nn.attention`. With a cache it must be
             [batch, tokens] and hard: tokens with keep 0 are not stored, so that later tokens do not see them.
           cache: tokens read before; the new keys and values are appended to it.
@@ -186,10 +109,15 @@ class Transformer(nnx.Module):
         if (tokens is None) == (inputs is None):
             raise ValueError("give either tokens or inputs")
         h = inputs.astype(jnp.float32) if tokens is None else self.embed(tokens)  # pyright: ignore[reportOptionalMemberAccess]
+        if lengths is not None:
+            if valid is not None:
+                raise ValueError("give either valid or lengths")
+            valid = first_tokens(lengths, h.shape[1])
+        padding = {"valid": valid} if lengths is None else {"lengths": lengths}
         first = None if cache is None else cache.position
         if positions is None:
             positions = _count(h.shape[:2], valid, first)
-        rope = rope_tables(positions, rope_frequencies(self.config.head_dim, self.config.rope_theta, self._scaling()))
+        rope = rope_tables(positions, self._frequencies())
         last = self.config.n_layers if stop is None else stop
         if cache is not None and (start, last) != (0, self.config.n_layers):
             raise ValueError("a cache belongs to all layers: start and stop cannot be used with it")
@@ -206,7 +134,7 @@ class Transformer(nnx.Module):
 
         def body(h, layer):
             past = Past(layer["past"][0], layer["past"][1], cache.length) if cache is not None else None
-            h, k, v = self._layer(layer["weights"], h, rope, valid, layer.get("keep", keep), past)
+            h, k, v = self._layer(layer["weights"], h, rope, padding, layer.get("keep", keep), past)
             return h, ((k, v) if cache is not None else None)
 
         h, new = lax.scan(jax.checkpoint(body) if self.remat else body, h, stacked)
@@ -229,10 +157,11 @@ class Transformer(nnx.Module):
         h = self.hidden(tokens, **options)
         return (self.logits(h[0]), h[1]) if isinstance(h, tuple) else self.logits(h)
 
-    def _scaling(self) -> RopeScaling | None:
-        return self.config.rope_scaling
+    def _frequencies(self) -> Array:
+        c = self.config
+        return rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
 
-    def _layer(self, w: Mapping[str, Array], h: Array, rope, valid, keep, past):
+    def _layer(self, w: Mapping[str, Any], h: Array, rope, padding: Mapping[str, Any], keep, past):
         c, dtype = self.config, self.dtype
         w = {name: value if name in MATRICES else from_slice(value) for name, value in w.items()}
         x = rms_norm(h, w["attention_norm"], c.norm_eps)
@@ -247,10 +176,16 @@ class Transformer(nnx.Module):
         if c.qk_norm:
             q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
         q, k, v = (x.astype(dtype) for x in (rotate(q, *rope), rotate(k, *rope), v))
-        mixed = attention(q, k, v, valid=valid, keep=keep, past=past)
+        mixed = attention(q, k, v, **padding, keep=keep, past=past)
         h = h + linear(mixed.reshape(*mixed.shape[:2], -1), w["o"], dtype)
         x = rms_norm(h, w["mlp_norm"], c.norm_eps)
         return h + swiglu(x, w["gate"], w["up"], w["down"], dtype), k, v
+
+
+def _check_shapes(params: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    found, expected = jax.tree.map(jnp.shape, dict(params)), dict(shapes)
+    if found != expected:
+        raise ValueError(f"parameters of shapes {found}; the configuration asks for {expected}")
 
 
 def _count(shape, valid, first) -> Int[Array, "batch tokens"]:

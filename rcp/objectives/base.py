@@ -88,12 +88,14 @@ def global_mean(
 ) -> Float[Array, ""]:
     """This device's share of the mean over the global batch: shares add up to the mean (sum them, do not average).
 
-    Filler rows have weight 0; a value there, NaN even, does not count.
+    Filler rows have weight 0; a value there, NaN even, counts neither here nor in the gradient.
     """
+    real = weight > 0
     total = jnp.sum(weight)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    return jnp.sum(jnp.where(weight > 0, values * weight, 0.0)) / jnp.maximum(total, 1.0)
+    values = jnp.where(real, values, 0.0)  # before the product: its derivative would hold the NaN
+    return jnp.sum(jnp.where(real, values * weight, 0.0)) / jnp.maximum(total, 1.0)
 
 
 def combine(

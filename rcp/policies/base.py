@@ -12,8 +12,11 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rcp.nn.layout import context_tokens, of_segment, segment_lengths
 from rcp.nn.pruner import Granularity, Scores
-from rcp.types import Batch, Role
+from rcp.types import Batch
+
+__all__ = ["Policy", "context_tokens", "segment_lengths", "spread_segments"]
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,6 @@ class Policy:
         return budget
 
 
-def context_tokens(batch: Batch) -> Int[Array, " batch"]:
-    """Number of context tokens of each example, int32 [batch]."""
-    return jnp.sum(jnp.asarray(batch.role) == Role.CONTEXT, axis=1, dtype=jnp.int32)
-
-
-def segment_lengths(batch: Batch) -> Int[Array, "batch segments"]:
-    """Tokens of each context segment, int32 [batch, segments]; 0 where there is no such segment."""
-    numbers = jnp.arange(batch.support.shape[1])
-    return jnp.sum(_member(batch, numbers), axis=1, dtype=jnp.int32)
-
-
-def segment_means(values: Float[Array, "batch tokens"], batch: Batch) -> Float[Array, "batch segments"]:
-    """Mean of a per-token value over each context segment, float32 [batch, segments]; 0 where it has no token."""
-    member = _member(batch, jnp.arange(batch.support.shape[1]))
-    total = jnp.einsum("bt,bts->bs", values, member.astype(jnp.float32))
-    return total / jnp.maximum(segment_lengths(batch), 1).astype(jnp.float32)
-
-
 def spread_segments(values: Float[Array, "batch segments"], batch: Batch) -> Scores:
     """Scores in which every context token has the score of its segment."""
-    tokens = jnp.take_along_axis(values, jnp.clip(jnp.asarray(batch.segment), 0, values.shape[1] - 1), axis=1)
-    return Scores(tokens=tokens.astype(jnp.float32), segments=values.astype(jnp.float32))
-
-
-def _member(batch: Batch, numbers: Int[Array, " segments"]) -> Array:
-    """Whether a context token [batch, tokens, 1] belongs to segment [segments]."""
-    context = jnp.asarray(batch.role) == Role.CONTEXT
-    return (jnp.asarray(batch.segment)[..., None] == numbers[None, None]) & context[..., None]
+    return Scores(tokens=of_segment(values, batch).astype(jnp.float32), segments=values.astype(jnp.float32))

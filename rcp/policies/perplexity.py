@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rcp.nn.layout import prompt_lengths, segment_means
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import next_token
-from rcp.policies.base import Policy, segment_means
-from rcp.types import Batch, Role
+from rcp.policies.base import Policy
+from rcp.types import Batch
 
 
 def self_information(model: Any, batch: Batch) -> Float[Array, "batch tokens"]:
@@ -30,7 +31,7 @@ def self_information(model: Any, batch: Batch) -> Float[Array, "batch tokens"]:
     The first token, which has nothing before it, gets 0.
     """
     tokens = jnp.asarray(batch.tokens)
-    hidden = model.hidden(tokens, valid=jnp.asarray(batch.role) != Role.PAD)[:, :-1]
+    hidden = model.hidden(tokens, lengths=prompt_lengths(batch))[:, :-1]
     surprise, _ = next_token(model, hidden, tokens[:, 1:])
     return jnp.pad(surprise, ((0, 0), (1, 0)))
 

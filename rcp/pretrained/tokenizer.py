@@ -39,9 +39,6 @@ class PretrainedTokenizer:
         """Token ids; nothing is added, and special tokens spelled in the text become their ids."""
         return self.fast.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self.fast.encode_batch(list(texts), add_special_tokens=False)]
-
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return self.fast.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 

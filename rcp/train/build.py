@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from rcp.config import Config
-from rcp.config_file import fill
+from rcp.config_fill import fill
 from rcp.data.pipeline import EncodedTask, TrainPipeline
 from rcp.data.tasks import TASKS, Task
 from rcp.nn.lora import init_lora
@@ -21,13 +20,14 @@ from rcp.nn.scorer import Scorer, ScorerConfig
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
+from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
 from rcp.train.optim import make_optimizer
+from rcp.train.parallel import start_processes, this_process
+from rcp.train.reader_step import make_reader_step
 from rcp.train.state import TrainState, new_state
-from rcp.train.step import Networks, make_pruner_step, make_reader_step, needs_of
+from rcp.train.step import Networks, make_pruner_step, needs_of
 from rcp.types import Tokenizer, UserError
-
-ROUND = 16  # static lengths of pruned prompts are multiples of this
 
 Params = dict[str, Any]
 
@@ -46,11 +46,13 @@ class Build:
     tokenizer: Tokenizer
     networks: Networks
     stages: list[Stage]
-    pruned_lengths: Callable[[int], tuple[int, int]]
+    pruned_lengths: Lengths
 
 
 def build(config: Config) -> Build:
     """Loads what the config names and puts the run together. The same config always gives the same run.
+
+    Joins the other processes first, where the config names them: that must come before anything touches a device.
 
     Raises:
       UserError: unknown task or task field; no objective; model without weights, or of impossible dimensions. And when
@@ -58,9 +60,10 @@ def build(config: Config) -> Build:
     """
     if not config.objectives:
         raise UserError(f"config.objectives is empty: expected one or more of {', '.join(OBJECTIVES)}")
+    start_processes(config.parallel)
     task = make_task(config)
     scratch = config.model.name == "scratch"
-    weights = None
+    weights = origin = None
     if scratch:
         tokenizer = task.tokenizer()
         if tokenizer is None:
@@ -70,7 +73,8 @@ def build(config: Config) -> Build:
         # Updates of a trained model are far below what bfloat16 resolves next to a weight.
         stored = "float32" if config.model.train != "frozen" else None
         pretrained = load(config.model.name, dtype=config.model.dtype, param_dtype=stored)
-        tokenizer, model = pretrained.tokenizer, pretrained.model
+        tokenizer, model, origin = pretrained.tokenizer, pretrained.model, pretrained.fingerprint
+    model.remat = config.model.remat
     model_graph, model_state = nnx.split(model)
     if not scratch:
         weights = nnx.to_pure_dict(model_state)
@@ -83,8 +87,9 @@ def build(config: Config) -> Build:
         if not config.reader.steps:
             raise UserError("config.reader.steps is 0, but a model from scratch must be trained before its pruner")
         stages.append(_reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
-    lengths = _pruned_lengths(config, task, tokenizer)
-    stages.append(_pruner_stage(config, task, tokenizer, networks, scorer_params, weights, lengths))
+    encoded = cache(lambda: encode_training(config, task, tokenizer))
+    lengths = pruned_lengths(config.budget, encoded)
+    stages.append(_pruner_stage(config, encoded, networks, scorer_params, weights, lengths, origin))
     return Build(task, tokenizer, networks, stages, lengths)
 
 
@@ -93,6 +98,20 @@ def make_task(config: Config) -> Task:
     if config.task.name not in TASKS:
         raise UserError(f"config.task.name is {config.task.name!r}; known tasks: {', '.join(sorted(TASKS))}")
     return fill(TASKS[config.task.name], config.task.fields, "config.task")
+
+
+def encode_training(config: Config, task: Task, tokenizer: Tokenizer, *, first: bool = False) -> EncodedTask:
+    """The training examples of the pruner's stage, or of the reader's (`first`); tokenised when they are asked for."""
+    return EncodedTask(
+        task,
+        tokenizer,
+        "train",
+        None if first else config.data.train_examples,
+        lengths=(config.reader.lengths if first else None) or config.data.lengths,
+        max_segments=config.data.max_segments,
+        max_answer=config.data.max_answer,
+        overlong=config.data.overlong,
+    )
 
 
 def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
@@ -143,16 +162,9 @@ def _reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Ne
         return new_state(config.seed, params, optimizer.init(params))
 
     def make_pipeline() -> TrainPipeline:
+        encoded = encode_training(config, own_task, tokenizer, first=True)
         return TrainPipeline(
-            own_task,
-            tokenizer,
-            batch_size=r.batch_size or config.data.batch_size,
-            lengths=r.lengths or config.data.lengths,
-            max_segments=config.data.max_segments,
-            max_answer=config.data.max_answer,
-            seed=config.seed,
-            count=None,
-            shard=_shard(),
+            encoded, batch_size=r.batch_size or config.data.batch_size, seed=config.seed, shard=this_process()
         )
 
     return Stage("reader", r.steps, make_reader_step(networks, optimizer), init_state, lambda _: {}, make_pipeline)
@@ -160,12 +172,12 @@ def _reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Ne
 
 def _pruner_stage(
     config: Config,
-    task: Task,
-    tokenizer: Tokenizer,
+    encoded: Callable[[], EncodedTask],
     networks: Networks,
     scorer_params: Params,
     weights: Params | None,
-    lengths: Callable[[int], tuple[int, int]],
+    lengths: Lengths,
+    origin: str | None,
 ) -> Stage:
     updates = config.train.steps * config.policy.updates
     partitions = ("pruner",)
@@ -197,15 +209,7 @@ def _pruner_stage(
 
     def make_pipeline() -> TrainPipeline:
         pipeline = TrainPipeline(
-            task,
-            tokenizer,
-            batch_size=config.data.batch_size,
-            lengths=config.data.lengths,
-            max_segments=config.data.max_segments,
-            max_answer=config.data.max_answer,
-            seed=config.seed + 4,
-            count=config.data.train_examples,
-            shard=_shard(),
+            encoded(), batch_size=config.data.batch_size, seed=config.seed + 4, shard=this_process()
         )
         known = pipeline.encoded.examples[0].support is not None
         if "bce" in config.objectives and config.labels.source == "support" and not known:
@@ -215,40 +219,5 @@ def _pruner_stage(
             )
         return pipeline
 
-    lengths = _pruned_lengths(config, task, tokenizer)
     step = make_pruner_step(config, networks, optimizer, lengths)
-    return Stage("pruner", config.train.steps, step, init_state, frozen, make_pipeline)
-
-
-def _shard() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
-
-
-def _pruned_lengths(config: Config, task: Task, tokenizer: Tokenizer) -> Callable[[int], tuple[int, int]]:
-    """Static lengths that hold every training prompt pruned, and with one segment alone; measured when first asked."""
-
-    @cache
-    def measured() -> tuple[int, int]:
-        encoded = EncodedTask(
-            task,
-            tokenizer,
-            "train",
-            config.data.train_examples,
-            length=max(config.data.lengths),
-            max_segments=config.data.max_segments,
-            max_answer=config.data.max_answer,
-        )
-        short = single = 0
-        for index in range(len(encoded)):
-            example = encoded[index]
-            sizes = [len(segment) for segment in example.context]
-            fixed = example.length - sum(sizes)
-            rates = config.budget.keep_rates
-            # At least what `pruner.budget_of_rate` computes in float32.
-            budget = config.budget.keep_tokens or int(np.floor(max(rates) * sum(sizes) * (1 + 2**-21) + 2e-4))
-            forced = sum(int(mask.sum()) for mask in example.forced)
-            short = max(short, fixed + min(max(budget, forced, 1), sum(sizes)))
-            single = max(single, fixed + max(sizes))
-        return -(-short // ROUND) * ROUND, -(-single // ROUND) * ROUND
-
-    return lambda whole: (min(measured()[0], whole), min(measured()[1], whole))
+    return Stage("pruner", config.train.steps, step, init_state, frozen, make_pipeline, weights=origin)

@@ -3,6 +3,8 @@
 A checkpoint holds the training state, the pipeline's state and the step, so that a run that goes on from it does what
 it would have done. Orbax writes into a temporary folder and renames it: a killed process leaves no half checkpoint.
 What a disk or a copy can still do to it is caught by a checksum of every array.
+
+With several processes all of them make the same calls, on one shared folder; the first writes.
 """
 
 from __future__ import annotations
@@ -37,14 +39,25 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one stage in `folder`, the newest `keep` of them."""
 
-    def __init__(self, folder: str | Path, *, fingerprint: str, keep: int = 2, writable: bool = True):
-        """`fingerprint` names the configuration (`rcp.config_file.fingerprint`); others' checkpoints are refused.
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fingerprint: str,
+        weights: str | None = None,
+        keep: int = 2,
+        writable: bool = True,
+    ):
+        """Opens the folder, which need not be there yet.
 
-        Without `writable` nothing in the folder is touched, so that a running training is not disturbed.
+        Args:
+          fingerprint: of the configuration (`rcp.config_saved.fingerprint`); others' checkpoints are refused.
+          weights: fingerprint of the published weights that the stage starts from; the same.
+          writable: without it nothing in the folder is touched, so that a running training is not disturbed.
         """
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every step it takes
         self.folder = Path(folder).absolute()
-        self._fingerprint = fingerprint
+        self._fingerprint, self._weights = fingerprint, weights
         self._writable = writable
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if writable else None,
@@ -69,6 +82,7 @@ class Checkpoints:
         meta = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
+            "weights": self._weights,
             "step": step,
             "pipeline": pipeline.decode() if isinstance(pipeline, bytes) else pipeline,
             "arrays": {name: [list(x.shape), str(x.dtype), _checksum(x)] for name, x in arrays.items()},
@@ -122,6 +136,12 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} was written under another config; choose another --workdir "
                 "or bring back the config.json of that run"
             )
+        weights = meta.get("weights", self._weights)
+        if weights != self._weights:
+            raise UserError(
+                f"the checkpoint {self.folder / str(step)} was trained on other weights than config.model.name has now "
+                f"(fingerprint {weights} then, {self._weights} now): bring those back or choose another --workdir"
+            )
         expected = _named(like)
         found = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in meta["arrays"].items()}
         for name in [*expected, *found]:
@@ -149,9 +169,10 @@ class Checkpoints:
         warnings.warn(
             f"{folder} cannot be read, going back to the checkpoint before it: {_reason(error)}", stacklevel=3
         )
-        if self._writable:
+        if self._writable and jax.process_index() == 0:
             names = (f"broken-{step}" + (f"-{n}" if n else "") for n in range(1000))
             folder.rename(next(path for name in names if not (path := self.folder / name).exists()))
+        if self._writable:
             self._manager.reload()
 
 

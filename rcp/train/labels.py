@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from rcp.config import LabelConfig
+from rcp.nn.layout import in_context, segment_exists
 from rcp.nn.pruner import compact
 from rcp.nn.reader import Reading
-from rcp.types import Batch, Role
+from rcp.types import Batch
 
 Read = Callable[[Batch], Reading]
 
@@ -34,12 +35,6 @@ def keep_labels(config: LabelConfig, batch: Batch, read: Read, length: int) -> F
     return jnp.where(there, jax.nn.sigmoid(config.sharpness * (standard - config.above)), -1.0)
 
 
-def segment_exists(batch: Batch) -> Bool[Array, "batch segments"]:
-    """Which segments of a batch have tokens."""
-    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)[None, None]
-    return jnp.any((batch.segment[..., None] == numbers) & (batch.role == Role.CONTEXT)[..., None], axis=1)
-
-
 def segment_gains(alone: bool, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"]:
     """How much each segment helps, in nats a token of the answer, up to a constant an example.
 
@@ -50,7 +45,7 @@ def segment_gains(alone: bool, batch: Batch, read: Read, length: int) -> Float[A
 
     def one(segment: Array) -> Float[Array, " batch"]:
         inside = batch.segment == segment
-        keep = (batch.role != Role.CONTEXT) | (inside if alone else ~inside)
+        keep = ~in_context(batch) | (inside if alone else ~inside)
         nll = read(compact(batch, keep, static)).nll
         return -nll if alone else nll
 

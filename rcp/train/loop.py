@@ -3,14 +3,13 @@
 The order of work in a step: start it on the device; if due, save a checkpoint; take the next batch from the pipeline
 and start its copy; only then wait for the *previous* step's metrics. So the host never holds up the device, and a
 checkpoint's pipeline state is exactly the one that gives the next step's batch.
+
+With several processes all of them run this; the first alone writes config, metrics and progress.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +18,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rcp.config import Config
-from rcp.config_file import fingerprint, save_config
+from rcp.config_saved import fingerprint, save_config
 from rcp.train.checkpoint import Checkpoints
 from rcp.train.metrics import Bar, MetricsLog, Report
-from rcp.train.parallel import Parallel
+from rcp.train.parallel import Parallel, start_processes
+from rcp.train.signals import Stop, stop_on_signals
 from rcp.train.state import Step, TrainState
 from rcp.types import UserError
 
@@ -57,6 +57,7 @@ class Stage:
       frozen: from the same params to the values that the step reads and does not change.
       make_pipeline: a fresh pipeline at its beginning.
       count_tokens: tokens of a batch, for tokens/s.
+      weights: fingerprint of the published weights that the stage starts from, if any; its checkpoints carry it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stage:
     frozen: Callable[[Params | None], PyTree]
     make_pipeline: Callable[[], Pipeline]
     count_tokens: Callable[[Any], int] = count_tokens
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,32 +81,29 @@ class Result:
     signal: int | None = None
 
 
-@dataclass
-class _Stop:
-    """Set by a signal; read once a step."""
-
-    signal: int | None = None
-
-
 def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
     """Trains every stage in turn, or goes on from the newest checkpoints in `workdir`.
 
     A run killed at any moment and started again ends with the parameters of one left alone. SIGTERM and SIGINT end it
-    after the step under way, with a checkpoint; a second one ends it at once.
+    with a checkpoint, after the step under way or, with several processes, at the next checkpoint that is due; a second
+    one ends it at once.
 
     Raises:
       UserError: the folder holds a run of another config; `optim.max_nonfinite` steps in a row were not finite (step
         and the term are named); the batch does not divide over the devices; no checkpoint can be read.
     """
     workdir = Path(workdir)
-    save_config(config, workdir)
+    start_processes(config.parallel)
     parallel = Parallel(config.parallel)
+    first = parallel.process == 0
+    save_config(config, workdir, writing=first)
     restored = _restore(stages, config, workdir)
+    parallel.wait("restored")  # before any of them writes
     begin = sum(stage.steps for stage in stages[: restored.number])
-    log = MetricsLog(workdir, after=begin + restored.step)
+    log = MetricsLog(workdir, after=begin + restored.step, writing=first)
     result = None
     try:
-        with _signals() as stop:
+        with stop_on_signals() as stop:
             for number in range(restored.number, len(stages)):
                 result = _run_stage(stages[number], restored, config, workdir, parallel, log, begin, stop)
                 if not result.finished:
@@ -154,9 +153,11 @@ def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: b
             at = _begin(stage, number, at.state.params)
         if not folder.exists():
             return at
-        checkpoints = Checkpoints(folder, fingerprint=fingerprint(config), writable=writable)
-        found = checkpoints.restore(at.state)
-        checkpoints.close()
+        checkpoints = _checkpoints(stage, config, workdir, writable)
+        try:
+            found = checkpoints.restore(at.state)
+        finally:
+            checkpoints.close()
         if found is None:
             return at
         at = _At(number, found.step, found.state, found.pipeline, at.previous)
@@ -169,21 +170,31 @@ def _folder(workdir: Path, stage: Stage) -> Path:
     return workdir / "checkpoints" / stage.name
 
 
+def _checkpoints(stage: Stage, config: Config, workdir: Path, writable: bool = True) -> Checkpoints:
+    return Checkpoints(
+        _folder(workdir, stage),
+        fingerprint=fingerprint(config),
+        weights=stage.weights,
+        keep=config.train.keep,
+        writable=writable,
+    )
+
+
 def _run_stage(
-    stage: Stage, at: _At, config: Config, workdir: Path, parallel: Parallel, log: MetricsLog, begin: int, stop: _Stop
+    stage: Stage, at: _At, config: Config, workdir: Path, parallel: Parallel, log: MetricsLog, begin: int, stop: Stop
 ) -> Result:
     """One stage from where it stands to its end. `begin`: steps of the stages before it."""
     done, final = at.step, at.state
     if done >= stage.steps:
         return Result(True, stage.name, done, final)
-    checkpoints = Checkpoints(_folder(workdir, stage), fingerprint=fingerprint(config), keep=config.train.keep)
+    checkpoints = _checkpoints(stage, config, workdir)
     step_fn = parallel.compile(stage.step)
     state, frozen = parallel.place_state(at.state), parallel.place_frozen(stage.frozen(at.previous))
     pipeline = stage.make_pipeline()
     if at.pipeline is not None:
         pipeline.set_state(at.pipeline)
     try:
-        with Bar(stage.name, stage.steps, done) as bar:
+        with Bar(stage.name, stage.steps, done, quiet=parallel.process > 0) as bar:
             if done:
                 bar.say(f"{stage.name}: going on after step {done}")
             report = Report(stage.name, stage.steps, begin, config, log, bar, parallel.fetch)
@@ -191,8 +202,9 @@ def _run_stage(
             while True:
                 state, metrics = step_fn(state, frozen, batch)
                 done += 1
-                ending = done == stage.steps or stop.signal is not None
-                saving = ending or done % config.train.checkpoint_every == 0
+                saving = done == stage.steps or done % config.train.checkpoint_every == 0
+                ending = done == stage.steps or _stopping(stop, parallel, saving)
+                saving = saving or ending
                 if saving:
                     report.add(done, metrics, tokens)
                     report.drain()  # every row up to `done` is on disk before the checkpoint that stands for them
@@ -210,31 +222,14 @@ def _run_stage(
     return Result(done >= stage.steps, stage.name, done, final, None if done >= stage.steps else stop.signal)
 
 
+def _stopping(stop: Stop, parallel: Parallel, saving: bool) -> bool:
+    """Whether to end here for a signal. Several processes have to agree, which costs time: only where they save."""
+    if parallel.processes == 1:
+        return stop.signal is not None
+    return saving and parallel.any_process(stop.signal is not None)
+
+
 def _next(stage: Stage, pipeline: Pipeline, parallel: Parallel) -> tuple[int, Any]:
+    """Tokens of all processes (as many as of this one in each), and the batch on its way."""
     batch = next(pipeline)
-    return stage.count_tokens(batch), parallel.place_batch(batch)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Turns the first SIGTERM or SIGINT into a request to stop; the second acts as it would without us."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def reset() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: object) -> None:
-        stop.signal = number
-        reset()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        reset()
+    return stage.count_tokens(batch) * parallel.processes, parallel.place_batch(batch)

@@ -28,11 +28,17 @@ PLAIN_SECONDS = 5.0  # without a terminal, at most one line in this time
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard files in a run's folder."""
 
-    def __init__(self, workdir: str | Path, *, after: int = 0):
-        """Opens for appending and drops every row past step `after`, a torn last line included."""
+    def __init__(self, workdir: str | Path, *, after: int = 0, writing: bool = True):
+        """Opens for appending and drops every row past step `after`, a torn last line included.
+
+        Without `writing` nothing is opened and nothing written (all processes but the first).
+        """
         from tensorboardX import SummaryWriter
 
         self.path = Path(workdir) / "metrics.jsonl"
+        self._file = None
+        if not writing:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(self.path, after)
         self._file = self.path.open("a")
@@ -40,6 +46,8 @@ class MetricsLog:
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         """Adds the row of one step; it is the operating system's when this returns, so that a kill does not lose it."""
+        if self._file is None:
+            return
         row: dict[str, Any] = {"step": step, "stage": stage}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
@@ -49,12 +57,14 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Puts everything on disk; called before a checkpoint that stands for these rows."""
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _truncate(path: Path, after: int) -> None:
@@ -98,13 +108,14 @@ class Speed:
 class Bar:
     """Progress of one stage: a bar with ETA on a terminal, else a line every few seconds. A context manager."""
 
-    def __init__(self, stage: str, total: int, done: int, console: Console | None = None):
+    def __init__(self, stage: str, total: int, done: int, console: Console | None = None, *, quiet: bool = False):
+        self._quiet = quiet
         self._console = console or Console(stderr=True, highlight=False)
         self._stage, self._total, self._begin = stage, total, done
         self._start = time.perf_counter()
         self._printed = -math.inf
         self._progress: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -144,7 +155,7 @@ class Bar:
         """A line of its own."""
         if self._progress:
             self._console.print(text, markup=False)
-        else:
+        elif not self._quiet:
             print(text, file=self._console.file or sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Maps a pure training step over the devices. The only file that knows devices.
+"""Maps a pure training step over the devices of one or several processes. The only file that knows devices.
 
 Two modes with the same numbers:
 
@@ -7,6 +7,9 @@ Two modes with the same numbers:
 * "mesh": `jax.jit` over a named mesh. The batch is sharded over "data"; the state is replicated or, with
   `shard_params`, its large arrays are split (their longest divisible axis). The compiler inserts the reductions, so
   the step sees no axis.
+
+With several processes each places its own rows of the batch and the same state, on the devices it has; a mesh spans
+all devices, and under pmap a process sees its own, while reductions go over all.
 
 The state is donated in both. Nothing here waits for the device, except on several *host* devices (below).
 """
@@ -21,6 +24,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -53,6 +57,32 @@ def use_compile_cache() -> Path | None:
     return folder
 
 
+def start_processes(config: ParallelConfig) -> None:
+    """Joins the other processes of a run where the config names them; a second call does nothing.
+
+    Must come before anything touches a device, and in every process.
+
+    Raises:
+      UserError: the cluster is not recognised (`parallel.distributed`), or a device was touched before.
+    """
+    if not (config.coordinator or config.distributed) or jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if config.coordinator:
+            jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        key = "coordinator" if config.coordinator else "distributed"
+        raise UserError(f"config.parallel.{key}: the processes of this run cannot be joined: {error}") from error
+
+
+def this_process() -> tuple[int, int]:
+    """(number of this process, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
 def describe_devices() -> list[tuple[str, str]]:
     """(name, description) of each device, for people to read."""
     return [(f"{device.platform} {device.id}", device.device_kind) for device in jax.devices()]
@@ -62,12 +92,13 @@ class Parallel:
     """Placement and mapping for one choice of mode and devices.
 
     Attributes:
-      devices: the devices used.
+      devices: the devices used, of all processes.
+      process, processes: number of this process, and of how many.
       axis_name: "data" under pmap, None over a mesh.
     """
 
     def __init__(self, config: ParallelConfig | None = None):
-        """Raises `UserError` where `parallel.devices` asks for more devices than there are."""
+        """Raises `UserError` where `parallel.devices` is more than there are, or part of several processes' devices."""
         config = config or ParallelConfig()
         found = jax.devices()
         count = config.devices or len(found)
@@ -75,11 +106,17 @@ class Parallel:
             raise UserError(
                 f"config.parallel.devices is {count}, but this machine has {len(found)} ({found[0].platform})"
             )
+        self.process, self.processes = this_process()
+        if self.processes > 1 and count < len(found):
+            raise UserError(f"config.parallel.devices is {count}: several processes use all {len(found)}, say 0")
         self.devices = found[:count]
+        local = [device for device in self.devices if device.process_index == self.process]
         self.mode = config.mode
         self.shard_params = config.shard_params
         self.axis_name = AXIS if config.mode == "pmap" else None
-        mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+        placed = local if config.mode == "pmap" else self.devices
+        mesh = jax.make_mesh((len(placed),), (AXIS,), axis_types=(AxisType.Auto,), devices=placed)
+        self._local = len(local)
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._same = NamedSharding(mesh, PartitionSpec())
         # Host devices share one thread pool: two programs with collectives in flight at once can each hold threads that
@@ -97,15 +134,17 @@ class Parallel:
         """Values that no step changes on the devices; on CPU they may share the memory of the arrays given."""
         if self.mode == "pmap":
             return jax.tree.map(self._stack, tree)
-        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), self._sharding(x)), tree)
+        return jax.tree.map(self._whole, tree)
 
     def place_batch(self, batch: B) -> B:
         """Starts the copy of a batch of numpy arrays [batch, ...] to the devices and returns at once.
 
+        With several processes the arrays are this one's rows.
+
         Raises:
           UserError: the batch size is no multiple of the number of devices.
         """
-        count = len(self.devices)
+        count = self._local
 
         def put(x: Any) -> jax.Array:
             x = np.asarray(x)
@@ -115,8 +154,8 @@ class Parallel:
                     f"multiple of {count} or set config.parallel.devices"
                 )
             if self.mode == "pmap":
-                x = x.reshape(count, x.shape[0] // count, *x.shape[1:])
-            return jax.device_put(x, self._split)
+                return jax.device_put(x.reshape(count, x.shape[0] // count, *x.shape[1:]), self._split)
+            return jax.make_array_from_process_local_data(self._split, x)
 
         return jax.tree.map(put, batch)
 
@@ -155,6 +194,8 @@ class Parallel:
         """
         if self.mode == "pmap":
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
+        elif self.processes > 1 and self.shard_params:
+            tree = jax.jit(lambda t: t, out_shardings=self._same)(tree)
         for leaf in jax.tree.leaves(tree):
             leaf.copy_to_host_async()
         drop = (lambda x: np.array(x[0])) if self.mode == "pmap" else np.array
@@ -163,8 +204,22 @@ class Parallel:
     def _stack(self, x: Any) -> jax.Array:
         """[devices, ...] with one copy a device, without making the copies on the host."""
         x = np.asarray(x)
-        shape = (len(self.devices), *x.shape)
-        return jax.make_array_from_callback(shape, self._split, lambda index: x[None])
+        return jax.make_array_from_callback((self._local, *x.shape), self._split, lambda index: x[None])
+
+    def _whole(self, x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, self._sharding(x), lambda index: x[index])
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in some process; all of them must call it, at the same step."""
+        if self.processes == 1:
+            return flag
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+    def wait(self, name: str) -> None:
+        """Until all processes have come here."""
+        if self.processes > 1:
+            multihost_utils.sync_global_devices(name)
 
     def _sharding(self, x: Any) -> NamedSharding:
         if not self.shard_params or np.size(x) < SHARD_FROM:

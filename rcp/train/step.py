@@ -1,6 +1,6 @@
-"""The pure training steps: of the pruner (second stage), and of a from-scratch model (first stage).
+"""The pure training step of the pruner.
 
-A pruner step has two parts. `collect` is the frozen model's work, without gradient: features, masks drawn and what they
+It has two parts. `collect` is the frozen model's work, without gradient: features, masks drawn and what they
 earned, keep-labels. `policy.updates` optimizer updates on these follow, each the gradient of the weighted objectives.
 Random draws are folded from (key, step, example), so that they do not depend on how the batch is split over devices.
 """
@@ -22,6 +22,7 @@ from rcp.nn import pruner
 from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
+from rcp.nn.relax import relax
 from rcp.nn.scorer import early_features
 from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
@@ -155,7 +156,7 @@ def make_pruner_step(
         keep = nll = kl = draws = None
         if "relaxed" in needs:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(c.keys) if config.relax.noise else None
-            keep = pruner.relax(
+            keep = relax(
                 scores,
                 batch,
                 c.budget,
@@ -191,10 +192,10 @@ def make_pruner_step(
         def update(carry, _):
             params, opt_state = carry
             (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-            loss, terms, grads = _sum_shares((loss, terms, grads), axis_name)
+            loss, terms, grads = sum_shares((loss, terms, grads), axis_name)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
-            return (_apply(params, updates), opt_state), metrics
+            return (apply(params, updates), opt_state), metrics
 
         carry = (state.params, state.opt_state)
         if config.policy.updates == 1:
@@ -204,43 +205,22 @@ def make_pruner_step(
             metrics = jax.tree.map(lambda x: x[0], metrics)  # of the first: before the batch was learned from
         aux = dict(state.aux)
         if collected.reward is not None:
-            mean = _sum_shares(global_mean(collected.reward.mean(0), batch.weight, axis_name), axis_name)
+            mean = sum_shares(global_mean(collected.reward.mean(0), batch.weight, axis_name), axis_name)
             assert collected.exact is not None
             exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)
-            metrics |= {"reward": mean, "exact_match": _sum_shares(exact, axis_name)}
+            metrics |= {"reward": mean, "exact_match": sum_shares(exact, axis_name)}
             if "baseline" in aux:
                 decay = config.policy.baseline_decay
                 moved = decay * aux["baseline"] + (1 - decay) * mean
                 aux["baseline"] = jnp.where(jnp.isfinite(mean), moved, aux["baseline"])
         if "dual" in params:
             metrics["multiplier"] = params["dual"]["budget"]
-        return _finish(state, params, opt_state, aux, metrics, config.policy.updates)
+        return finish(state, params, opt_state, aux, metrics, config.policy.updates)
 
     return step
 
 
-def make_reader_step(
-    networks: Networks, optimizer: optax.GradientTransformation
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step of the model's own stage: answer NLL (nats, summed over the answer) on whole prompts."""
-
-    def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
-        def loss_of(params: Params) -> tuple[Array, Array]:
-            reading = networks.read(params, frozen, batch)
-            exact = global_mean(reading.exact.astype(jnp.float32), batch.weight, axis_name)
-            return global_mean(reading.nll_sum, batch.weight, axis_name), exact
-
-        (loss, exact), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        loss, exact, grads = _sum_shares((loss, exact, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = _apply(state.params, updates)
-        metrics = {"loss": loss, "exact_match": exact, "grad_norm": optax.global_norm(grads)}
-        return _finish(state, params, opt_state, state.aux, metrics, 1)
-
-    return step
-
-
-def _finish(
+def finish(
     state: TrainState, params: Params, opt_state: Any, aux: dict[str, Any], metrics: Metrics, updates: int
 ) -> tuple[TrainState, Metrics]:
     """The next state, and the metrics with the counts of non-finite *steps* (the optimizer counts updates)."""
@@ -250,11 +230,12 @@ def _finish(
     return TrainState(state.step + 1, params, opt_state, aux, state.key), metrics
 
 
-def _apply(params: Params, updates: Any) -> Params:
+def apply(params: Params, updates: Any) -> Params:
+    """The parameters moved by an optimizer's updates."""
     return cast(Params, optax.apply_updates(params, updates))
 
 
-def _sum_shares(tree: Any, axis_name: str | None) -> Any:
+def sum_shares(tree: Any, axis_name: str | None) -> Any:
     """Shares of global means, summed over the devices."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from rcp.data.pipeline import TrainPipeline, eval_batches, real_rows
+from rcp.data.pipeline import EncodedTask, TrainPipeline, eval_batches
 from rcp.data.tasks.base import LazyExamples, Split
 from rcp.data.tasks.chain import Chain
 from rcp.types import Batch, Example, Tokenizer, UserError
@@ -20,8 +20,9 @@ TOKENIZER = TASK.tokenizer()
 
 
 def pipeline(**changes) -> TrainPipeline:
-    options = {"batch_size": 8, "lengths": (16, 24, 32), "max_segments": 8, "seed": 0}
-    return TrainPipeline(TASK, TOKENIZER, **(options | changes))
+    options = {"lengths": (16, 24, 32), "max_segments": 8, "count": None, "batch_size": 8, "seed": 0} | changes
+    own = {key: options.pop(key) for key in ("lengths", "max_segments", "count", "overlong") if key in options}
+    return TrainPipeline(EncodedTask(TASK, TOKENIZER, "train", **own), **options)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -119,21 +120,24 @@ class Counted:
 
 def test_an_epoch_does_not_tokenise_again():
     task = Counted()
-    stream = TrainPipeline(task, TOKENIZER, batch_size=4, lengths=(16,), max_segments=1, seed=0, count=8)
-    for _ in range(10):
-        batch = next(stream)
-        assert (batch.group == batch.index % 2).all()
+    encoded = EncodedTask(task, TOKENIZER, "train", 8, lengths=(16,), max_segments=1)
+    for seed in (0, 1):  # nor does a second stream over the same examples
+        stream = TrainPipeline(encoded, batch_size=4, seed=seed)
+        for _ in range(10):
+            batch = next(stream)
+            assert (batch.group == batch.index % 2).all()
     assert sorted(task.made) == list(range(8))
     with pytest.raises(UserError, match=r"no examples in split 'train'"):
-        TrainPipeline(task, TOKENIZER, batch_size=4, lengths=(16,), max_segments=1, seed=0, count=0)
+        EncodedTask(task, TOKENIZER, "train", 0, lengths=(16,), max_segments=1)
 
 
 def test_eval_batches_in_order_and_filled_up():
     batches, examples = eval_batches(TASK, TOKENIZER, "test", 11, batch_size=4, lengths=(16, 40, 64), max_segments=8)
     assert [b.tokens.shape for b in batches] == [(4, 40)] * 3 and len(examples) == 11
     assert [w for b in batches for w in b.weight] == [1.0] * 11 + [0.0]
-    assert real_rows(batches, [b.index for b in batches]).tolist() == list(range(11))
-    for row, example in zip(real_rows(batches, [b.tokens for b in batches]), examples, strict=True):
+    index, tokens = (np.concatenate([getattr(b, name) for b in batches])[:11] for name in ("index", "tokens"))
+    assert index.tolist() == list(range(11))
+    for row, example in zip(tokens, examples, strict=True):
         text = "".join(example.context) + example.question + example.answer
         assert TOKENIZER.decode(row[: len(text.split())].tolist()) == text
     assert (batches[-1].role[-1] != 0).any()

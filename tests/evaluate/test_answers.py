@@ -39,7 +39,8 @@ def test_decoding_and_teacher_forcing_agree() -> None:
     gold[1] = gold[1].rsplit(" ", 1)[0] + (" w3" if not gold[1].endswith(" w3") else " w4")
     examples = [Example("", (prompt,), " w7", answer) for prompt, answer in zip(prompts, gold)]
     batch = batch_of(examples)
-    judge = by_decoding(model, TOKENIZER, lambda text, example: text == example.answer, examples, max_new=2)
+    judge = by_decoding(lambda _: model, TOKENIZER, lambda text, example: text == example.answer, examples, max_new=2)
     exact = jax.jit(lambda batch: read(model, batch, max_answer=4).exact)(batch)
     np.testing.assert_array_equal(exact, [True, False, True])
-    np.testing.assert_array_equal(judge(batch), exact)
+    decoded = jax.jit(judge.decode)(None, batch)
+    np.testing.assert_array_equal(judge.correct(decoded, batch), exact)

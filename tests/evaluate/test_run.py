@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_prune_prints_the_text_and_the_counts(
     found = json.loads(out)
     assert found["text"].split() == "".join(context).split() and found["kept"] == 16
     assert "above the context's 16: it is kept whole" in err
+
+
+def test_an_interrupted_run_says_so(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(workdir, half)
+    config = json.loads((half / "config.json").read_text())
+    config["train"]["steps"] = 4
+    (half / "config.json").write_text(json.dumps(config))
+    (tmp_path / "a.txt").write_text(" v1 = 3 ;")
+    arguments = [str(tmp_path / "a.txt"), "--question= v1 ?", "--keep-rate=1"]
+    assert main(["prune", f"--workdir={workdir}", *arguments]) == 0
+    assert "stopped" not in capsys.readouterr().err
+    status = main(["prune", f"--workdir={half}", *arguments])
+    err = capsys.readouterr().err
+    assert (status, err.count("stopped at step 2 of 4")) == (0, 1), err
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pytest
 
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
+from rcp.evaluate.budgets import Budget, forced_over, make_budgets
 from rcp.evaluate.page import page
-from rcp.evaluate.sweep import ROUND, Reader, Results, sweep
+from rcp.evaluate.results import Results
+from rcp.evaluate.sweep import ROUND, Judge, Reader, sweep
 from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
 from rcp.types import Batch, Example, Role, UserError
 
@@ -86,11 +88,45 @@ def test_the_reader_sees_what_was_kept_and_nothing_else(results: Results) -> Non
     assert not results.em[of(results, "first", 0.25)].any()
 
 
-def test_one_compile_for_all_rates_of_a_static_length(results: Results) -> None:
+def test_one_compile_serves_all_settings_and_reads_no_more_than_each_needs() -> None:
+    traced: list[int] = []
+
+    def counting(params: Any, batch: Batch) -> Reading:
+        """Of each static length that is traced, the answer says which one was run."""
+        traced.append(batch.tokens.shape[1])
+        found = read(params, batch)
+        return found._replace(nll_sum=jnp.full_like(found.nll_sum, batch.tokens.shape[1]))
+
+    rates = (1.0, 0.5, 0.25, 0.22)
+    results = sweep(
+        batches(), POLICIES, Reader(counting, {"cost": jnp.float32(1)}), keep_rates=rates, granularity="segment"
+    )
+    assert results.compiles == 1
+    assert traced == [16, 32, 64, 112]
     fixed = 4
-    lengths = {min(-(-(fixed + kept) // ROUND) * ROUND, 128) for kept in (100, 50, 25, 22, 0)}
-    assert lengths == {112, 64, 32, 16}
-    assert results.compiles == len(lengths)
+    for (_, rate), nll in zip(results.settings, results.nll):
+        np.testing.assert_array_equal(2 * nll, -(-(fixed + int(rate * 100)) // ROUND) * ROUND)
+
+
+def test_a_number_of_tokens_is_one_more_budget() -> None:
+    reader = Reader(read, {"cost": jnp.float32(0.5)})
+    found = sweep(batches(), (Full(), First()), reader, keep_rates=(0.5, 0.3), keep_tokens=30, granularity="segment")
+    assert found.settings == (("full", 1.0), ("first", 0.3), ("first", 0.5)), "an equal rate gives way"
+    np.testing.assert_array_equal(found.kept[1:], [[30] * COUNT, [50] * COUNT])
+    (budget,) = make_budgets(batches(), (), 1000)
+    assert (budget, str(budget)) == (Budget(1.0, 1000), "1 (1000 tokens)")
+    np.testing.assert_array_equal(budget.of(batches()[0]), 100)
+
+
+def test_forced_tokens_above_the_budget_are_counted_and_kept() -> None:
+    given = batches()
+    for number, batch in enumerate(given):
+        batch.forced[number + 1] = batch.role[number + 1] == Role.CONTEXT
+    budgets = make_budgets(given, (1.0, 0.5, 0.25), None)
+    assert forced_over(given, budgets).endswith(f": 2 of {COUNT} at 0.5, 2 of {COUNT} at 0.25")
+    assert forced_over(batches(), budgets) == ""
+    found = sweep(given, (First(),), Reader(read, {"cost": jnp.float32(1)}), keep_rates=(0.5,), granularity="segment")
+    np.testing.assert_array_equal(found.kept[0], [50, 100, 50, 50, 50, 50, 100])
 
 
 def test_methods_agree_where_they_keep_the_same(results: Results) -> None:
@@ -110,14 +146,17 @@ def test_it_is_deterministic(results: Results) -> None:
 def test_judge_replaces_the_reading(results: Results) -> None:
     calls = []
 
-    def judge(batch: Batch) -> np.ndarray:
+    def correct(decoded: Any, batch: Batch) -> np.ndarray:
         calls.append(batch.tokens.shape)
+        np.testing.assert_array_equal(decoded, 3)
         return np.arange(ROWS) % 2 == 0
 
-    reader = Reader(read, {"cost": jnp.float32(1)}, correct=judge)
+    judge = Judge(lambda params, batch: jnp.full(len(batch.tokens), params["cost"] + 2), correct)
+    reader = Reader(read, {"cost": jnp.float32(1)}, judge)
     found = sweep(batches()[:1], (Full(), First()), reader, keep_rates=(1.0,), granularity="segment")
     np.testing.assert_array_equal(found.em, [[True, False, True, False]] * 2)
     assert len(calls) == 1, "the same prompt is not read twice"
+    assert found.decoded
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.01])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rcp.evaluate import plots, tables
-from rcp.evaluate.sweep import Results
+from rcp.evaluate.results import Results
 
 N = 300
 
@@ -120,6 +121,18 @@ def test_markdown_has_a_line_a_method(results: Results) -> None:
     assert rule.count("---") == header.count("|") - 1
     assert [line.split("|")[1].strip() for line in lines] == ["full", "none", "random", "**ours**"]
     assert all(line.count("|") == header.count("|") for line in lines)
+
+
+@pytest.mark.parametrize(("decoded", "words"), [(False, "teacher-forced"), (True, "decoded greedily and judged")])
+def test_the_legend_says_what_exact_match_is(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoded: bool, words: str
+) -> None:
+    tables.write_results(tmp_path / "results.npz", replace(results, decoded=decoded))
+    again = tables.read_results(tmp_path / "results.npz")
+    rows = tables.rows(again, resamples=50, seed=0)
+    tables.print_console(rows, decoded=again.decoded)
+    for text in (tables.markdown(rows, decoded=again.decoded), capsys.readouterr().out):
+        assert words in " ".join(text.split())
 
 
 def test_console_shows_every_method(results: Results, capsys: pytest.CaptureFixture[str]) -> None:

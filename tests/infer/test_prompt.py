@@ -55,7 +55,8 @@ def test_whole_segments_are_kept_letter_by_letter() -> None:
 
 def test_the_last_segment_that_fits_in_part_gives_its_first_tokens() -> None:
     (found,) = PRUNER([TEXT], ["which?"], keep_tokens=9)
-    assert found.text == "threefour"
+    assert found.text == "th\n\n\nfour", "a segment that is cut keeps the blank lines after it"
+    assert found.kept == found.asked == 9
 
 
 def test_batch_gives_what_each_prompt_gives_alone() -> None:
@@ -64,7 +65,8 @@ def test_batch_gives_what_each_prompt_gives_alone() -> None:
     together = PRUNER(contexts, questions, keep_rate=0.4)
     alone = [PRUNER([c], [q], keep_rate=0.4)[0] for c, q in zip(contexts, questions)]
     assert together == alone
-    assert [found.kept for found in together] == [int(0.4 * found.tokens) for found in together]
+    assert [found.asked for found in together] == [int(0.4 * found.tokens) for found in together]
+    assert [found.asked - found.kept for found in together] == [0, 1, 0], 'of "b, c" two tokens hold "c" alone'
 
 
 def test_budget_above_the_context_keeps_it_whole_and_says_so() -> None:
@@ -77,12 +79,46 @@ def test_budget_above_the_context_keeps_it_whole_and_says_so() -> None:
 def test_forced_spans_are_kept() -> None:
     (found,) = PRUNER([TEXT], ["q"], keep_tokens=5, force=["apple"])
     assert found.text == "apple"
-    (found,) = PRUNER([TEXT], ["q"], keep_tokens=9, force=["ears", "es"])
-    assert "ears" in found.text and "es" in found.text and found.kept == 9
+    assert found.kept == 5
+    (found,) = PRUNER([TEXT], ["q"], keep_tokens=19, force=["ears", "es"])
+    assert found.text == "two pears \n \nthrees" and found.kept == 19
+    (found,) = PRUNER([TEXT], ["q"], keep_tokens=6, force=["ears", "es"])
+    assert found.text == "ears \n \nes" and (found.asked, found.kept) == (6, 10), "what is forced needs its separator"
     with pytest.raises(UserError, match=r"budget of 4 tokens is below the 5 tokens that must be kept .*at least 5"):
         PRUNER([TEXT], ["q"], keep_tokens=4, force=["apple"])
     with pytest.raises(UserError, match="not a regular expression"):
         PRUNER([TEXT], ["q"], keep_tokens=4, force=["("])
+
+
+def test_the_scorer_reads_segments_as_in_training_and_the_text_stays_as_it_was() -> None:
+    seen = []
+
+    def spy(batch: Batch) -> Scores:
+        seen.append(Letters().decode(batch.tokens[0][batch.role[0] == Role.CONTEXT].tolist()))
+        return score(batch)
+
+    pruner = PromptPruner(spy, Letters(), "segment", segment=lambda paragraph: f" {paragraph.strip()}")
+    (found,) = pruner(["  Ann.\n\n\nBob is.\n\nCy."], ["q"], keep_tokens=10, force=["Bo"])
+    assert seen == [" Ann. Bob is. Cy."]
+    assert found.text == "Bob is.\n\nC" and found.kept == 10
+    assert pruner(["  Ann.\n\nBob."], ["q"], keep_rate=1.0)[0].text == "  Ann.\n\nBob."
+
+
+def test_the_printed_text_never_has_more_tokens_than_asked() -> None:
+    """With tokens that merge: two white-space characters at the end of a text are one token, before a letter two."""
+
+    class Merging(Letters):
+        def encode(self, text: str) -> list[int]:
+            return [257, *text[:-2].encode()] if text.endswith("\n\n") else list(text.encode())
+
+        def decode(self, ids: list[int]) -> str:
+            return super().decode(ids[1:]) + "\n\n" if ids[:1] == [257] else super().decode(ids)
+
+    for granularity in ("segment", "token"):
+        pruner = PromptPruner(score, Merging(), granularity)  # pyright: ignore[reportArgumentType]
+        for asked in range(4, len(TEXT) + 3):
+            (found,) = pruner([TEXT], ["q"], keep_tokens=asked)
+            assert found.kept == len(Merging().encode(found.text)) <= asked
 
 
 def test_scorer_sees_no_answer() -> None:

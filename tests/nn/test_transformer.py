@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rcp.nn import cache as kv
 from rcp.nn.layers import linear, tied_linear
-from rcp.nn.transformer import Transformer, TransformerConfig, parameter_shapes
+from rcp.nn.parameters import TransformerConfig, parameter_shapes
+from rcp.nn.transformer import Transformer
 
 CONFIG = TransformerConfig(
     vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, qkv_bias=True, qk_norm=True
@@ -111,6 +111,12 @@ def test_a_padded_batch_equals_single_examples(model, tokens, side):
     out = model(jnp.stack([tokens[0], padded]), valid=valid)
     np.testing.assert_allclose(out[0], model(tokens[:1])[0], atol=2e-5)
     np.testing.assert_allclose(out[1][valid[1]], model(row[None])[0], atol=2e-5)
+    if side == "right":  # lengths say the same, bit for bit
+        lengths = jnp.array([T, length])
+        np.testing.assert_array_equal(model(jnp.stack([tokens[0], padded]), lengths=lengths), out)
+        keep = jnp.ones((B, T)).at[:, 3].set(0.0)
+        both = [model(jnp.stack([tokens[0], padded]), keep=keep, **o) for o in ({"valid": valid}, {"lengths": lengths})]
+        np.testing.assert_array_equal(*both)
 
 
 def test_cached_reading_equals_reading_at_once(model, tokens):
@@ -129,21 +135,13 @@ def test_cached_reading_equals_reading_at_once(model, tokens):
 
 
 def test_cache_drops_what_keep_drops(model, tokens):
-    """A hard keep at prefill, or `select` on the one layer where they agree, leaves the later tokens the same model."""
+    """A hard keep at prefill leaves the later tokens the same model."""
     keep = jnp.ones((B, T - 1), bool).at[:, jnp.array([2, 3, 8])].set(False)
     _, cache = model(tokens[:, :-1], keep=keep, cache=model.new_cache(B, T))
     assert cache.length.tolist() == [10, 10] and cache.position.tolist() == [13, 13]
     logits, _ = model(tokens[:, -1:], cache=cache)
     full = model(tokens, keep=jnp.concatenate([keep, jnp.ones((B, 1), bool)], axis=1))
     np.testing.assert_allclose(logits[:, 0], full[:, -1], atol=2e-5)
-
-
-def test_select_moves_kept_slots_to_the_front():
-    cache = kv.empty(1, 1, 5, 1, 1)
-    cache = cache._replace(k=jnp.arange(5.0).reshape(1, 1, 5, 1, 1), length=jnp.array([4]), position=jnp.array([4]))
-    selected = kv.select(cache, jnp.array([[False, True, False, True, True]]))
-    assert selected.k[0, 0, :2, 0, 0].tolist() == [1.0, 3.0]
-    assert selected.length.tolist() == [2] and selected.position.tolist() == [4]
 
 
 def test_stopping_and_starting_again_is_one_run(model, tokens):
@@ -209,3 +207,11 @@ def test_a_cache_refuses_what_it_cannot_hold(model, tokens):
         model.hidden(tokens, stop=1, cache=model.new_cache(B, T))
     with pytest.raises(ValueError, match="multiple of n_kv_heads"):
         replace(CONFIG, n_kv_heads=3)
+    with pytest.raises(ValueError, match="either valid or lengths"):
+        model(tokens, valid=jnp.ones((B, T), bool), lengths=jnp.full(B, T))
+
+
+def test_parameters_of_another_architecture_are_refused():
+    other = nnx.to_pure_dict(nnx.split(build(replace(CONFIG, d_ff=40)))[1])
+    with pytest.raises(ValueError, match="the configuration asks for"):
+        Transformer(CONFIG, params=other)

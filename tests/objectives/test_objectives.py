@@ -114,6 +114,13 @@ def test_filler_rows_do_not_count_and_shares_add_up():
     np.testing.assert_allclose(shares.sum(), 3)
 
 
+def test_a_nan_in_a_filler_row_does_not_reach_the_gradient():
+    values, weight = jnp.asarray([1.0, jnp.nan, 3.0]), jnp.asarray([1.0, 0.0, 1.0])
+    to_values, to_weight = jax.grad(lambda v, w: global_mean(v, w, None), argnums=(0, 1))(values, weight)
+    np.testing.assert_allclose(to_values, [0.5, 0, 0.5])
+    assert np.all(np.isfinite(to_weight))
+
+
 def test_the_loss_is_the_weighted_sum_and_each_term_is_reported_bare():
     objectives = {
         "a": Objective(lambda outcome, settings: jnp.asarray([1.0, 3.0]), frozenset()),

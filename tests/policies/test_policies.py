@@ -24,7 +24,6 @@ from rcp.policies import (
     Random,
     Shorter,
 )
-from rcp.policies.base import segment_lengths, segment_means
 from rcp.policies.perplexity import self_information
 from rcp.policies.retrieval import bm25_scores
 from rcp.types import Batch, Example, Role
@@ -162,13 +161,6 @@ def test_perplexity_keeps_the_most_surprising(model: Transformer) -> None:
     for segment in range(3):
         mean = information[0][batch.segment[0] == segment].mean()
         np.testing.assert_allclose(scores.segments[0, segment], mean, rtol=1e-5)
-
-
-def test_segment_statistics() -> None:
-    batch = batch_of()
-    np.testing.assert_array_equal(segment_lengths(batch), [[5, 5, 3, 0, 0], [2, 1, 4, 2, 0]])
-    places = np.broadcast_to(np.arange(32, dtype=np.float32), (2, 32))
-    np.testing.assert_allclose(segment_means(places, batch)[1], [1.5, 3, 5.5, 8.5, 0])
 
 
 def test_compacted_prompt_reads_as_the_kept_text() -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from rcp.config import Config
 from rcp.config_file import from_dict, to_dict
+from rcp.data import pipeline as pipeline_module
 from rcp.data.pack import encode
 from rcp.data.tasks.chain import Chain
 from rcp.train import build as build_module
 from rcp.train.build import build
+from rcp.train.lengths import MULTIPLE
 from rcp.train.loop import run
 from rcp.types import UserError
 
@@ -137,7 +139,7 @@ def test_partitions_follow_the_config(train, trained, frozen):
 def test_static_lengths_hold_every_pruned_prompt(budget):
     config = config_of(budget=budget, data={"lengths": (16, 32), "max_segments": 3})
     built = build(config)
-    short, single = build_module._pruned_lengths(config, built.task, built.tokenizer)(1000)
+    short, single = built.pruned_lengths(1000)
     for example in built.task.examples("train", 16):
         encoded = encode(example, built.tokenizer)
         sizes = [len(ids) for ids in encoded.context]
@@ -145,7 +147,55 @@ def test_static_lengths_hold_every_pruned_prompt(budget):
         kept = config.budget.keep_tokens or int(0.7 * sum(sizes))
         assert fixed + min(kept, sum(sizes)) <= short
         assert fixed + max(sizes) <= single
-    assert short % build_module.ROUND == single % build_module.ROUND == 0
+    assert short % MULTIPLE == single % MULTIPLE == 0
+
+
+def test_the_training_set_is_tokenised_once(monkeypatch):
+    """The lengths are measured on the very examples that the pipeline gives."""
+    encoded: list[str] = []
+
+    def counting(example, tokenizer, **options):
+        encoded.append(example.uid)
+        return encode(example, tokenizer, **options)
+
+    monkeypatch.setattr(pipeline_module, "encode", counting)
+    built = build(config_of())
+    assert encoded == []
+    built.pruned_lengths(1000)
+    for _ in range(2):
+        pipeline = built.stages[-1].make_pipeline()
+        for _ in range(8):
+            next(pipeline)
+    built.pruned_lengths(1000)
+    assert len(encoded) == len(set(encoded)) == 16
+
+
+def test_overlong_prompts_lose_segments_where_the_config_says_so():
+    config = config_of(data={"lengths": (11,), "overlong": "drop_segments"}, task={**TASK, "segments": (3, 3)})
+    built = build(config)
+    batches = [next(pipeline) for pipeline in [built.stages[-1].make_pipeline()] for _ in range(4)]
+    kept = np.concatenate([(batch.support >= 0).sum(1) for batch in batches])
+    assert kept.min() < 3
+    for batch in batches:
+        needed = [len(built.task.example("train", int(i)).support) for i in batch.index]  # pyright: ignore
+        assert (batch.support == 1).sum(1).tolist() == needed
+    assert max(built.pruned_lengths(1000)) <= 16
+
+
+def test_recomputed_activations_give_the_same_gradient():
+    def gradient(remat: bool):
+        built = build(config_of(model={"train": "full", "remat": remat}))
+        params = built.stages[0].init_state(None).params
+        batch = next(built.stages[0].make_pipeline())
+
+        def loss(params):
+            return built.networks.read(params, {}, batch).nll_sum.sum()
+
+        return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    (kept, plain), (recomputed, again) = gradient(False), gradient(True)
+    assert "remat" not in plain and "remat" in again
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), recomputed, kept)
 
 
 def test_a_run_cut_short_goes_on_to_the_same_parameters(tmp_path):

@@ -144,3 +144,17 @@ def test_a_checkpoint_of_other_shapes_names_the_array(tmp_path):
     with pytest.raises(UserError, match=r"params.pruner.w is float32\[7, 3\] there and should be float32\[8, 3\]"):
         checkpoints.restore(make_state(width=8))
     checkpoints.close()
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, fingerprint="abc", weights="one")
+    checkpoints.save(5, make_state(5), {})
+    checkpoints.close()
+    for weights, refused in (("one", False), ("two", True)):
+        checkpoints = Checkpoints(tmp_path, fingerprint="abc", weights=weights, writable=False)
+        if refused:
+            with pytest.raises(UserError, match=r"5 was trained on other weights.*fingerprint one then, two now"):
+                checkpoints.restore(make_state())
+        else:
+            assert checkpoints.restore(make_state()) is not None
+        checkpoints.close()

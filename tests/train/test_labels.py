@@ -11,8 +11,9 @@ import pytest
 
 from rcp.config import LabelConfig
 from rcp.data.pack import collate
+from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
-from rcp.train.labels import keep_labels, segment_exists, segment_gains
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, encode_prompt
 

@@ -129,6 +129,28 @@ def test_a_run_on_eight_devices_resumes_exactly_too(mode, tmp_path):
     assert np.abs(weights(result) - weights(whole)).max() == 0
 
 
+@pytest.mark.parametrize("parallel", [ParallelConfig(devices=8), ParallelConfig(mode="mesh", devices=2)])
+def test_a_run_may_go_on_with_other_devices(parallel, alone, tmp_path):
+    stages = toy_stages()
+    stages[1] = Interrupt(7, lambda: 1 / 0).wrap(stages[1])
+    with pytest.raises(ZeroDivisionError):
+        run(stages, one_device(), tmp_path)
+    result = run(toy_stages(), replace(one_device(), parallel=parallel), tmp_path)
+    np.testing.assert_allclose(weights(result), weights(alone[0]), rtol=1e-4, atol=1e-6)
+    assert steps_logged(tmp_path) == list(range(1, 31))
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
+    def stages(weights: str):
+        return [replace(stage, weights=weights) for stage in toy_stages(2, 2)]
+
+    run(stages("one"), one_device(2), tmp_path)
+    for act in (run, restore):
+        act(stages("one"), one_device(2), tmp_path)
+        with pytest.raises(UserError, match="trained on other weights"):
+            act(stages("two"), one_device(2), tmp_path)
+
+
 def test_a_finished_run_started_again_does_nothing(alone):
     result, workdir = alone
     again = run(toy_stages(), one_device(), workdir)

@@ -35,6 +35,13 @@ class Task(Protocol):
         """Instruction and question of a prompt as the task writes them, for a question that is not in its data."""
         ...
 
+    def segment(self, paragraph: str) -> str:
+        """A paragraph that is not in the task's data, as the task writes its segments: with its separator.
+
+        The pruner then sees the tokens that it was trained on (" Bob" and "Bob" are different ones).
+        """
+        ...
+
     def tokenizer(self) -> Tokenizer | None:
         """The task's own closed-vocabulary tokenizer, or None where a pretrained one is to be used."""
         ...

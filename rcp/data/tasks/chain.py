@@ -59,16 +59,17 @@ class Chain:
         for key in ("segments", "test_segments", "needed"):
             pair = getattr(self, key)
             if pair is not None and (len(pair) != 2 or not 1 <= pair[0] <= pair[1]):
-                raise UserError(f"task.{key} = {pair}: expected (least, most) with 1 <= least <= most")
+                raise UserError(f"config.task.{key} = {pair}: expected (least, most) with 1 <= least <= most")
         longest = max(self.segments[1], (self.test_segments or self.segments)[1])
         if self.variables < longest:
-            raise UserError(f"task.variables = {self.variables}: {longest} statements need as many variables")
+            raise UserError(f"config.task.variables = {self.variables}: {longest} statements need as many variables")
         if self.needed[1] > self.segments[1]:
             raise UserError(
-                f"task.needed = {self.needed}: more than the {self.segments[1]} statements of task.segments"
+                f"config.task.needed = {self.needed}: more than the {self.segments[1]} statements of a context "
+                "(config.task.segments)"
             )
         if not 2 <= self.modulus <= 10:
-            raise UserError(f"task.modulus = {self.modulus}: expected 2 to 10")
+            raise UserError(f"config.task.modulus = {self.modulus}: expected 2 to 10")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -88,6 +89,9 @@ class Chain:
     def ask(self, question: str) -> tuple[str, str]:
         """The question as it is: a closed vocabulary has no words to dress it in."""
         return "", question
+
+    def segment(self, paragraph: str) -> str:
+        return paragraph
 
     def tokenizer(self) -> SymbolTokenizer:
         return SymbolTokenizer(self.vocabulary)

@@ -141,9 +141,9 @@ class Facts:
 
     def __post_init__(self) -> None:
         if not 2 <= self.segments <= MAX_SEGMENTS:
-            raise UserError(f"task.segments = {self.segments}: facts expects 2 to {MAX_SEGMENTS} sentences")
+            raise UserError(f"config.task.segments = {self.segments}: facts expects 2 to {MAX_SEGMENTS} sentences")
         if not self.hops or not set(self.hops) <= {1, 2}:
-            raise UserError(f"task.hops = {self.hops}: expected some of 1 and 2")
+            raise UserError(f"config.task.hops = {self.hops}: expected some of 1 and 2")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -156,6 +156,10 @@ class Facts:
 
     def ask(self, question: str) -> tuple[str, str]:
         return INSTRUCTION, f"\nQuestion: {question}\nAnswer:"
+
+    def segment(self, paragraph: str) -> str:
+        """After a space, as every sentence of a context: tokens of a name are others at the start of a line."""
+        return f" {paragraph.strip()}"
 
     def tokenizer(self) -> Tokenizer | None:
         return None

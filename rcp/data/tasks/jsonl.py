@@ -28,6 +28,10 @@ def split_segments(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"(?:[^\n]|\n(?![ \t]*\n))+(?:\n[ \t]*)*|(?:\n[ \t]*)+", text)) if text.strip() else ()
 
 
+def _separated(segment: str) -> str:
+    return segment if segment[-1].isspace() else segment + "\n\n"
+
+
 @dataclass(frozen=True)
 class Jsonl:
     """The task. Fields are the keys of `config.task`.
@@ -51,9 +55,9 @@ class Jsonl:
 
     def __post_init__(self) -> None:
         if not (self.path or self.validation_path or self.test_path):
-            raise UserError("task.path is empty: expected the path of a JSONL file")
+            raise UserError("config.task.path is empty: expected the path of a JSONL file")
         if not 0 < self.holdout < 0.5:
-            raise UserError(f"task.holdout = {self.holdout}: expected more than 0 and less than 0.5")
+            raise UserError(f"config.task.holdout = {self.holdout}: expected more than 0 and less than 0.5")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -63,6 +67,9 @@ class Jsonl:
 
     def ask(self, question: str) -> tuple[str, str]:
         return "", self.question_format.format(question=question.strip())
+
+    def segment(self, paragraph: str) -> str:
+        return _separated(paragraph)
 
     def tokenizer(self) -> Tokenizer | None:
         return None
@@ -82,7 +89,7 @@ class Jsonl:
         if own[split]:
             return self._read(own[split])
         if not self.path:
-            raise UserError(f"task.path is empty: expected a JSONL file for the {split} split")
+            raise UserError(f"config.task.path is empty: expected a JSONL file for the {split} split")
         rows = self._read(self.path)
         held = max(1, round(self.holdout * len(rows)))
         parts = [name for name in ("validation", "test") if not own[name]]
@@ -96,7 +103,9 @@ class Jsonl:
     def _read(self, name: str) -> list[Example]:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise UserError(f"task.path: no file {path}: expected a JSONL file with question, answer and context")
+            raise UserError(
+                f"config.task.path: no file {path}: expected a JSONL file with question, answer and context"
+            )
         if path not in self._files:
             self._files[path] = [self.parse(row, where) for row, where in read_jsonl(path)]
         if not self._files[path]:
@@ -149,7 +158,7 @@ class Jsonl:
             value = list(split_segments(value))
         if not isinstance(value, list) or not all(isinstance(segment, str) and segment.strip() for segment in value):
             raise UserError(f"{where}: expected 'context' to be text or a list of texts that are not empty")
-        return tuple(segment if segment[-1].isspace() else segment + "\n\n" for segment in value)
+        return tuple(_separated(segment) for segment in value)
 
     def _shots(self, value: Any, where: str) -> tuple[str, ...]:
         if not isinstance(value, list):

@@ -44,13 +44,16 @@ class ReasoningGym:
 
     def __post_init__(self) -> None:
         if not self.families:
-            raise UserError("task.families is empty: expected at least one reasoning-gym family")
+            raise UserError("config.task.families is empty: expected at least one reasoning-gym family")
         if self.shots < 1 or not 0 <= self.distractors <= self.shots:
             raise UserError(
-                f"task.distractors = {self.distractors}: expected 0 to task.shots = {self.shots}, at least 1"
+                f"config.task.distractors = {self.distractors}: expected 0 to config.task.shots = {self.shots}, "
+                "which has to be at least 1"
             )
         if self.distractors and not self.distractor_families:
-            raise UserError("task.distractor_families is empty: task.distractors shots have to come from somewhere")
+            raise UserError(
+                "config.task.distractor_families is empty: config.task.distractors shots have to come from somewhere"
+            )
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -58,6 +61,9 @@ class ReasoningGym:
 
     def ask(self, question: str) -> tuple[str, str]:
         return "", f"Q: {question.strip()}\nA:"
+
+    def segment(self, paragraph: str) -> str:
+        return f"{paragraph.strip()}\n\n"
 
     def tokenizer(self) -> Tokenizer | None:
         return None
@@ -85,7 +91,7 @@ class ReasoningGym:
                 if worked["question"] not in used:
                     break
             else:
-                raise UserError(f"task.families: {source} has too few different problems for {self.shots} shots")
+                raise UserError(f"config.task.families: {source} has too few different problems for {self.shots} shots")
             used.add(worked["question"])
             shots.append(f"Q: {worked['question'].strip()}\nA: {worked['answer']}\n\n")
         return Example(
@@ -119,8 +125,8 @@ def _dataset(family: str, seed: int, options: tuple[tuple[str, Any], ...]):
     if family not in DATASETS:
         near = get_close_matches(family, DATASETS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"task.families: reasoning-gym has no family {family!r}{hint}")
+        raise UserError(f"config.task.families: reasoning-gym has no family {family!r}{hint}")
     try:
         return reasoning_gym.create_dataset(family, seed=seed, size=_STRIDE, **dict(options))
     except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"task.params: reasoning-gym refused the options of {family!r}: {error}") from None
+        raise UserError(f"config.task.params: reasoning-gym refused the options of {family!r}: {error}") from None

@@ -71,14 +71,14 @@ class WordProblems:
 
     def __post_init__(self) -> None:
         if self.dataset not in sources.SOURCES:
-            raise UserError(f"task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
+            raise UserError(f"config.task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
         if self.pool not in ("", "gsm8k", "mrd3"):
-            raise UserError(f"task.pool = {self.pool!r}: expected gsm8k or mrd3")
+            raise UserError(f"config.task.pool = {self.pool!r}: expected gsm8k or mrd3")
         if self.shots < 1:
-            raise UserError(f"task.shots = {self.shots}: expected at least 1")
+            raise UserError(f"config.task.shots = {self.shots}: expected at least 1")
         for key, allowed in (("candidates", ("random", "bm25")), ("source", ("files", "tfds"))):
             if getattr(self, key) not in allowed:
-                raise UserError(f"task.{key} = {getattr(self, key)!r}: expected {' or '.join(allowed)}")
+                raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {' or '.join(allowed)}")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -86,6 +86,9 @@ class WordProblems:
 
     def ask(self, question: str) -> tuple[str, str]:
         return self.instruction, f"Q: {question}\nA: {THINK}"
+
+    def segment(self, paragraph: str) -> str:
+        return f"{paragraph.strip()}\n\n"
 
     def tokenizer(self) -> Tokenizer | None:
         return None
@@ -143,8 +146,8 @@ class WordProblems:
             parts["test"] = self.validation_size
         if sum(parts.values()) >= len(rows):
             raise UserError(
-                f"task.pool_size = {self.pool_size} and task.validation_size = {self.validation_size} leave nothing "
-                f"of the {len(rows)} training rows of {dataset} to train on"
+                f"config.task.pool_size = {self.pool_size} and config.task.validation_size = {self.validation_size} "
+                f"leave nothing of the {len(rows)} training rows of {dataset} to train on"
             )
         order = iter(np.random.default_rng(self.seed).permutation(len(rows)))
         divided = {name: [rows[int(next(order))] for _ in range(size)] for name, size in parts.items()}
@@ -169,7 +172,7 @@ class WordProblems:
         own = _words(problem.question)
         found = [pool[int(i)] for i in order if _words(pool[int(i)].question) != own][: self.shots]
         if len(found) < self.shots:
-            raise UserError(f"task.shots = {self.shots}: the pool has only {len(found)} usable examples")
+            raise UserError(f"config.task.shots = {self.shots}: the pool has only {len(found)} usable examples")
         return [found[int(i)] for i in rng.permutation(len(found))]
 
     @cached_property

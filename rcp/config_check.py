@@ -1,0 +1,96 @@
+"""Checks a filled configuration: ranges, names, and keys that exclude each other."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rcp.config import METHODS, OBJECTIVES, BudgetConfig, Config
+from rcp.types import UserError
+
+
+def nearest(word: str, known: Iterable[str], path: str = "") -> str:
+    """The end of an error message: the known name nearest to `word`, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.4)
+    prefix = f"{path}." if path else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(names)}"
+
+
+def check(config: Config, where: Callable[[str], str]) -> None:
+    """Checks ranges and names; a `UserError` names the key, where it was written (`where(key)`), what was expected."""
+
+    def need(ok: bool, key: str, expected: str) -> None:
+        if not ok:
+            value: Any = config
+            for part in key.split("."):
+                value = value[part] if isinstance(value, dict) else getattr(value, part)
+            raise UserError(f"config key config.{key}{where(key)} should be {expected}, not {value!r}")
+
+    for key in ("budget.keep_rates", "eval.keep_rates"):
+        rates = _get(config, key)
+        given = bool(rates) or (key == "budget.keep_rates" and config.budget.keep_tokens is not None)
+        need(given and all(0.0 < rate <= 1.0 for rate in rates), key, "keep rates in (0, 1]")
+    need(config.budget.keep_tokens is None or config.budget.keep_tokens > 0, "budget.keep_tokens", "above 0")
+    if config.budget.keep_tokens is not None and config.budget.keep_rates not in ((), BudgetConfig.keep_rates):
+        raise UserError(
+            f"config.budget.keep_tokens{where('budget.keep_tokens')} is {config.budget.keep_tokens} and "
+            f"config.budget.keep_rates{where('budget.keep_rates')} is {list(config.budget.keep_rates)}: give one of "
+            "them (--config.budget.keep_rates=[] takes back the rates, --config.budget.keep_tokens=none the tokens)"
+        )
+    for name in config.objectives:
+        if name not in OBJECTIVES:
+            raise UserError(
+                f"unknown objective config.objectives.{name}{where('objectives.' + name)}{nearest(name, OBJECTIVES)}"
+            )
+    for name in config.eval.methods:
+        if name not in METHODS:
+            raise UserError(
+                f"unknown method {name!r} in config.eval.methods{where('eval.methods')}{nearest(name, METHODS)}"
+            )
+    for key in ("train.steps", "reader.steps", "optim.warmup_steps", "reader.warmup_steps", "seed", "parallel.devices"):
+        need(_get(config, key) >= 0, key, "0 or more")
+    positive = (
+        "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
+        "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
+        "eval.bootstrap model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
+        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature"
+    )
+    for key in positive.split():
+        need(_get(config, key) > 0, key, "above 0")
+    for key in ("data.train_examples", "reader.batch_size", "model.vocab_size"):
+        need(_get(config, key) is None or _get(config, key) > 0, key, "above 0 or None")
+    not_negative = (
+        "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
+        "eval.shown eval.decode"
+    )
+    for key in not_negative.split():
+        need(_get(config, key) >= 0, key, "0 or more")
+    need(0 <= config.policy.baseline_decay < 1, "policy.baseline_decay", "in [0, 1)")
+    for key in ("data.lengths", "reader.lengths"):
+        lengths = _get(config, key)
+        ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
+        need(ascending, key, "ascending, above 0")
+    for name in config.objectives:
+        need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
+    if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":
+        need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
+    if "reinforce" in config.objectives:
+        expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
+        need(config.policy.updates == 1, "policy.updates", expected)
+    p = config.parallel
+    need(p.num_processes > 0, "parallel.num_processes", "above 0")
+    need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")
+    fine = p.num_processes == 1 if p.coordinator is None else p.coordinator.rpartition(":")[2].isdigit()
+    need(fine, "parallel.coordinator", '"host:port" of process 0')
+    need(not (p.distributed and p.coordinator), "parallel.distributed", "false where parallel.coordinator is given")
+    sharded_pmap = p.shard_params and p.mode == "pmap"
+    need(not sharded_pmap, "parallel.shard_params", 'false unless parallel.mode is "mesh"')
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

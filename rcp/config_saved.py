@@ -1,0 +1,58 @@
+"""The configuration beside a run: `config.json`, and the fingerprint that its checkpoints carry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rcp.config import Config, ParallelConfig
+from rcp.config_file import deciding_keys, differing_keys, load_config, to_dict
+from rcp.types import UserError
+
+
+def fingerprint(config: Config) -> str:
+    """A short hash of the keys that decide the numbers of a run, as far as they differ from the defaults.
+
+    So a key that is added later, with a default that changes nothing, changes no earlier run's fingerprint.
+    """
+    usual, mine = deciding_keys(Config()), deciding_keys(config)
+    identity = {key: value for key, value in mine.items() if key not in usual or usual[key] != value}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_config(config: Config, workdir: Path, *, writing: bool = True) -> None:
+    """Writes `workdir/config.json`, after a check of a resumed run's configuration against the one there.
+
+    What names this process among several is left out: it says nothing about the run, and evaluation is one process.
+
+    Args:
+      writing: False only checks (for all processes but the first).
+
+    Raises:
+      UserError: the folder holds a run of another configuration; the message names the keys that differ.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before = load_config(path)
+        old, new = deciding_keys(before), deciding_keys(config)
+        differ = [
+            f"  config.{k}: {old.get(k, '(not set)')!r} there, {new.get(k, '(not set)')!r} now"
+            for k in differing_keys(before, config)
+        ]
+        if config.train.steps < before.train.steps:
+            differ.append(f"  config.train.steps: {before.train.steps} there, {config.train.steps} now (may only grow)")
+        if differ:
+            raise UserError(
+                f"{workdir} holds a run of another config; choose another --workdir or restore these keys:\n"
+                + "\n".join(differ)
+            )
+    if not writing:
+        return
+    p = config.parallel
+    alone = ParallelConfig(mode=p.mode, devices=p.devices, shard_params=p.shard_params)
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(to_dict(replace(config, parallel=alone)), indent=2) + "\n")
+    partial.replace(path)
