@@ -5,7 +5,8 @@
 Variants: `configs/gsm8k.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the GSM8K files
 (`rcp doctor` says where they are looked for). The measure is the NLL of the gold solution: this model solves almost
 none. Labels say how much each example helps when it stands alone; draws keep one or two examples, which makes reading
-cheap.
+cheap. Expect 1.19 nats a token at half the tokens, level with retrieval and behind the full context's 1.18
+(experiments/results/gsm8k.md).
 """
 
 from ml_collections import ConfigDict

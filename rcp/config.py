@@ -130,7 +130,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class RelaxConfig:
-    """The differentiable mask of the objectives "nll", "kl" and "budget"; see `rcp.nn.pruner.relax`.
+    """The differentiable mask of the objectives "nll", "kl" and "budget"; see `rcp.nn.relax.relax`.
 
     "sigmoid" is a soft budget: it holds on average, by the objective "budget" and its Lagrange multiplier. `noise`:
     draw Gumbel noise, else relax the deterministic mask.
