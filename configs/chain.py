@@ -16,9 +16,6 @@ VARIANTS = ("both", "rl", "supervised")
 
 
 def get_config(variant: str = "both") -> ConfigDict:
-    variant = variant or "both"
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {
         "name": "chain",

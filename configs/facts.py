@@ -13,9 +13,6 @@ VARIANTS = ("both", "rl", "supervised")
 
 
 def get_config(variant: str = "both") -> ConfigDict:
-    variant = variant or "both"
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {"name": "facts", "segments": 16, "hops": (1, 2)}
     c.data = {"batch_size": 16, "lengths": (176,), "max_segments": 16, "max_answer": 6, "train_examples": 2000}

@@ -15,9 +15,6 @@ VARIANTS = ("both", "rl", "supervised")
 
 
 def get_config(variant: str = "both") -> ConfigDict:
-    variant = variant or "both"
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {"name": "gsm8k", "shots": 8, "pool_size": 400, "max_words": 100, "validation_size": 500}
     c.data = {

@@ -19,9 +19,6 @@ VARIANTS = ("both", "rl", "supervised")
 
 
 def get_config(variant: str = "both") -> ConfigDict:
-    variant = variant or "both"
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = ConfigDict()
     c.task = {"name": "jsonl", "path": "", "validation_path": "", "test_path": ""}
     c.data = {"batch_size": 8, "lengths": (256, 512, 1024), "max_segments": 16, "max_answer": 32}

@@ -23,10 +23,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
 
     def need(ok: bool, key: str, expected: str) -> None:
         if not ok:
-            value: Any = config
-            for part in key.split("."):
-                value = value[part] if isinstance(value, dict) else getattr(value, part)
-            raise UserError(f"config key config.{key}{where(key)} should be {expected}, not {value!r}")
+            raise UserError(f"config key config.{key}{where(key)} should be {expected}, not {_get(config, key)!r}")
 
     for key in ("budget.keep_rates", "eval.keep_rates"):
         rates = _get(config, key)
@@ -92,5 +89,5 @@ def check(config: Config, where: Callable[[str], str]) -> None:
 def _get(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value

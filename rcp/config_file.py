@@ -1,7 +1,8 @@
 """Reads a run's configuration: python file or saved json, flags over it, each key checked.
 
 A file `configs/X.py` is plain python with `get_config(variant: str = "")`, which returns an `ml_collections.ConfigDict`
-(or a dict) holding only what differs from the defaults of `rcp.config`. `configs/X.py:rl` passes the variant "rl".
+(or a dict) holding only what differs from the defaults of `rcp.config`. `configs/X.py:rl` passes the variant "rl",
+which must be one of the file's `VARIANTS` where it has such a tuple.
 Flags are `--config.section.key=value`. Nothing but this file ever sees a ConfigDict.
 """
 
@@ -98,6 +99,9 @@ def _read(path: Path, variant: str) -> dict[str, Any]:
     try:
         if variant and not inspect.signature(namespace["get_config"]).parameters:
             raise ValueError("it takes no variant")
+        known = namespace.get("VARIANTS", ())
+        if variant and known and variant not in known:
+            raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(known)}")
         values = namespace["get_config"](variant) if variant else namespace["get_config"]()
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: get_config({variant!r}) failed with {type(error).__name__}: {error}") from error

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcp.evaluate.results import real_rows
+from rcp.nn.layout import context_tokens
 from rcp.nn.pruner import budget_of_rate
-from rcp.policies import context_tokens
 from rcp.types import Batch, UserError
 
 

@@ -49,6 +49,8 @@ def figure(entries: Sequence[Row]) -> Any:
             axis = axes[line][column]
             chosen = [row for row in entries if row.group == group and row.metric == metric]
             _draw(axis, chosen)
+            if metric == "em":  # shares: 0 stands near the bottom, also where nothing is above it
+                axis.set_ylim(-0.03, max(axis.get_ylim()[1], 0.2))
             axis.set_title(f"{group} (n = {chosen[0].n})" if chosen else group, fontsize=10, loc="left")
             axis.set_ylabel(LABELS[metric])
             axis.set_xlabel("keep rate (fraction of the context's tokens)")

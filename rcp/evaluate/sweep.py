@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
 
+from rcp.data.pack import round_up
 from rcp.evaluate.budgets import Budget, make_budgets
+from rcp.evaluate.lengths import of_lengths
 from rcp.evaluate.results import Results, Shown, real_rows
+from rcp.nn.layout import context_tokens
 from rcp.nn.pruner import Granularity, compact, prune
-from rcp.policies import Policy, context_tokens
+from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
 
 ROUND = 16
@@ -129,37 +131,14 @@ def _unswept(policy: Policy) -> Budget:
     return Budget(0.0 if policy.name == "none" else 1.0)
 
 
-def of_lengths(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) -> Callable[..., Any]:
-    """`function(params, batch)` as a function of (params, batch, number) that gets `lengths[number]` tokens of a batch.
-
-    The number is traced: one compile serves all lengths, and none of them reads the padding of another. Batches are
-    compacted to the largest length; the results of all lengths have the same shapes.
-    """
-
-    def cut(length: int) -> Callable[[Any, Batch], Any]:
-        return lambda params, batch: function(params, shortened(batch, length))
-
-    branches = [cut(length) for length in lengths]
-
-    def switched(params: Any, batch: Batch, number: Int[Array, ""]) -> Any:
-        return jax.lax.switch(number, branches, params, batch)
-
-    return switched
-
-
-def shortened(batch: Batch, length: int) -> Batch:
-    """The first `length` tokens of every prompt."""
-    names = ("tokens", "role", "segment", "forced")
-    return batch._replace(**{name: getattr(batch, name)[:, :length] for name in names})
-
-
 class _Bench:
     """The compiled functions and the batches that all settings share."""
 
     def __init__(self, reader: Reader, batches: Sequence[Batch], settings: Sequence[tuple[Policy, Budget]], shown: int):
         self.reader, self.batches, self.shown = reader, batches, shown
         self.real = [batch.weight > 0 for batch in batches]
-        self.lengths = sorted({self._length(policy, budget) for policy, budget in settings})
+        self._length = {(policy.name, budget): self._needed(policy, budget) for policy, budget in settings}
+        self.lengths = sorted(set(self._length.values()))
         self.compiles: dict[str, int] = {}
         self._compiled: dict[tuple, Any] = {}
         self._memo: dict[tuple[int, int, bytes], tuple[Any, np.ndarray, float]] = {}
@@ -185,7 +164,7 @@ class _Bench:
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
         column.prune_seconds += time.perf_counter() - start
-        reading, correct, seconds = self._read(number, short, self.lengths.index(self._length(policy, budget)))
+        reading, correct, seconds = self._read(number, short, self.lengths.index(self._length[policy.name, budget]))
         column.model_seconds += seconds
         tokens = np.maximum(np.asarray(reading.answer_tokens), 1)
         self.answer_tokens[number] = tokens
@@ -194,14 +173,14 @@ class _Bench:
         column.em.append(correct[real])
         column.keep.append(np.asarray(keep)[real] if number * len(real) < self.shown else np.zeros((0, 0), bool))
 
-    def _length(self, policy: Policy, budget: Budget) -> int:
+    def _needed(self, policy: Policy, budget: Budget) -> int:
         """The smallest multiple of ROUND that holds every prompt at this budget, at most the batches' own length."""
         need = 0
         for batch in self.batches:
             fixed = np.sum((batch.role != Role.PAD) & (batch.role != Role.CONTEXT), axis=1)
             kept = np.asarray(budget.of(batch) if policy.swept else policy.spend(batch, budget.of(batch)))
             need = max(need, int(np.max(fixed + np.maximum(kept, batch.forced.sum(axis=1)))))
-        return min(-(-need // ROUND) * ROUND, self.batches[0].tokens.shape[1])
+        return min(round_up(need, ROUND), self.batches[0].tokens.shape[1])
 
     def _read(self, number: int, short: Batch, length: int) -> tuple[ReadingLike, np.ndarray, float]:
         """The reader's verdict. A prompt that was read before (every method at keep rate 1, say) is not read again."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcp.data.pack import EncodedExample, collate, encode
+from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.trained import Trained
 from rcp.nn.pruner import Granularity, Scores, prune
@@ -90,7 +90,7 @@ class PromptPruner:
         encoded = [self._encode(t, q, instruction, patterns, i) for i, (t, q) in enumerate(zip(texts, questions))]
         if not encoded:
             raise UserError("no prompt to prune: expected at least one context")
-        length = -(-max(example.length for example in encoded) // ROUND) * ROUND
+        length = round_up(max(example.length for example in encoded), ROUND)
         segments = max(len(example.context) for example in encoded)
         batch = collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
         tokens = [self._count("".join(pieces)) for pieces in texts]

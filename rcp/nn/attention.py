@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn.fused import fused_attention, implementation_for
+from rcp.nn.layout import first_tokens
 
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
 BLOCK = 128  # queries a block beyond that
@@ -83,11 +84,6 @@ def attention(
     else:
         out = _attend_in_blocks(q, k, v, valid, keep, past, block)
     return out.reshape(batch, tokens, heads, dim)
-
-
-def first_tokens(lengths: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch tokens"]:
-    """True at the first `lengths` places of each row."""
-    return jnp.arange(tokens, dtype=jnp.int32)[None] < lengths[:, None]
 
 
 def _attend_in_blocks(q, k, v, valid, keep, past, block):

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rcp.nn.layout import first_tokens
+
 Implementation = Literal["cudnn", "xla", "pallas"]
 HEAD_DIMS = (64, 128)
 PALLAS_BLOCK = 128  # tokens must be a multiple: the kernel's default block sizes
@@ -60,7 +62,7 @@ def fused_attention(
     out = out.astype(jnp.float32)
     if lengths is None:
         return out
-    there = jnp.arange(q.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+    there = first_tokens(lengths, q.shape[1])
     return jnp.where(there[..., None, None], out, 0.0)  # whatever the kernel left there must not reach the next layer
 
 

@@ -23,6 +23,11 @@ def prompt_lengths(batch: Batch) -> Int[Array, " batch"]:
     return jnp.sum(jnp.asarray(batch.role) != Role.PAD, axis=1, dtype=jnp.int32)
 
 
+def first_tokens(lengths: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch tokens"]:
+    """True at the first `lengths` of `tokens` places of each row."""
+    return jnp.arange(tokens, dtype=jnp.int32)[None] < lengths[:, None]
+
+
 def context_tokens(batch: Batch) -> Int[Array, " batch"]:
     """Number of context tokens of each example, int32 [batch]."""
     return jnp.sum(in_context(batch), axis=1, dtype=jnp.int32)

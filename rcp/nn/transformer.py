@@ -12,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn import cache as kv
-from rcp.nn.attention import Past, attention, first_tokens
+from rcp.nn.attention import Past, attention
 from rcp.nn.cache import KVCache
 from rcp.nn.layers import linear, rms_norm, rope_frequencies, rope_tables, rotate, swiglu, tied_linear
+from rcp.nn.layout import first_tokens
 from rcp.nn.parameters import MATRICES, TransformerConfig, init_parameters, parameter_shapes
 from rcp.nn.stacked import from_slice, sliceable
 

@@ -1,6 +1,6 @@
 """What the pruner is compared with: comparisons behind one signature, `scores(batch, key=key) -> Scores`."""
 
-from rcp.policies.base import Policy, context_tokens
+from rcp.policies.base import Policy
 from rcp.policies.chance import Random
 from rcp.policies.learned import Learned
 from rcp.policies.oracle import Oracle
@@ -35,5 +35,4 @@ __all__ = [
     "Policy",
     "Random",
     "Shorter",
-    "context_tokens",
 ]

@@ -12,11 +12,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rcp.nn.layout import context_tokens, of_segment, segment_lengths
+from rcp.nn.layout import of_segment
 from rcp.nn.pruner import Granularity, Scores
 from rcp.types import Batch
-
-__all__ = ["Policy", "context_tokens", "segment_lengths", "spread_segments"]
 
 
 @dataclass(frozen=True)

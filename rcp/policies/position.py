@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from rcp.nn.layout import context_tokens, segment_lengths
 from rcp.nn.pruner import Scores
-from rcp.policies.base import Policy, context_tokens, segment_lengths
+from rcp.policies.base import Policy
 from rcp.types import Batch
 
 
