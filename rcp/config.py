@@ -113,6 +113,17 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class WarmStartConfig:
+    """A stage before the pruner's that trains the scorer by `objectives` of its own, the model frozen. 0 steps: none.
+
+    Keep-labels that the task knows cost no reading by the model, so that many such steps cost as much as a few others.
+    """
+
+    steps: int = 0
+    objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """The reinforcement objectives: masks drawn an example, baseline, clipped ratio.
 
@@ -240,6 +251,7 @@ class Config:
     scorer: ScorerSection = field(default_factory=ScorerSection)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     relax: RelaxConfig = field(default_factory=RelaxConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)

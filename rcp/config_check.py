@@ -36,18 +36,19 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             f"config.budget.keep_rates{where('budget.keep_rates')} is {list(config.budget.keep_rates)}: give one of "
             "them (--config.budget.keep_rates=[] takes back the rates, --config.budget.keep_tokens=none the tokens)"
         )
-    for name in config.objectives:
-        if name not in OBJECTIVES:
-            raise UserError(
-                f"unknown objective config.objectives.{name}{where('objectives.' + name)}{nearest(name, OBJECTIVES)}"
-            )
+    warm = config.warm_start
+    need(bool(warm.objectives) or not warm.steps, "warm_start.objectives", "one or more where warm_start.steps > 0")
+    for section, objectives in (("objectives", config.objectives), ("warm_start.objectives", warm.objectives)):
+        for name in objectives:
+            key = f"{section}.{name}"
+            if name not in OBJECTIVES:
+                raise UserError(f"unknown objective config.{key}{where(key)}{nearest(name, OBJECTIVES)}")
+            need(objectives[name].steps >= 0, f"{key}.steps", "0 or more")
     for name in config.eval.methods:
         if name not in METHODS:
             raise UserError(
                 f"unknown method {name!r} in config.eval.methods{where('eval.methods')}{nearest(name, METHODS)}"
             )
-    for key in ("train.steps", "reader.steps", "optim.warmup_steps", "reader.warmup_steps", "seed", "parallel.devices"):
-        need(_get(config, key) >= 0, key, "0 or more")
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
@@ -60,7 +61,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         need(_get(config, key) is None or _get(config, key) > 0, key, "above 0 or None")
     not_negative = (
         "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
-        "eval.shown eval.decode"
+        "eval.shown eval.decode train.steps reader.steps warm_start.steps optim.warmup_steps reader.warmup_steps seed "
+        "parallel.devices"
     )
     for key in not_negative.split():
         need(_get(config, key) >= 0, key, "0 or more")
@@ -69,11 +71,10 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         lengths = _get(config, key)
         ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
         need(ascending, key, "ascending, above 0")
-    for name in config.objectives:
-        need(config.objectives[name].steps >= 0, f"objectives.{name}.steps", "0 or more")
-    if {"reinforce", "ppo"} & config.objectives.keys() and config.policy.baseline == "leave_one_out":
+    used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
+    if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
-    if "reinforce" in config.objectives:
+    if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)
     p = config.parallel

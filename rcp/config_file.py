@@ -127,7 +127,7 @@ def _set(values: dict[str, Any], key: str, value: Any, flag: str) -> None:
     section: dict[str, Any] = values
     for parent in parents:
         inner: Any = section.setdefault(parent, {})
-        if isinstance(inner, (int, float)) and parents[0] == "objectives":
+        if isinstance(inner, (int, float)) and "objectives" in parents:
             inner = section[parent] = {"weight": inner}
         if not isinstance(inner, dict):
             raise UserError(f"the flag {flag!r} sets a key inside {parent}, which is a value, not a section")

@@ -37,7 +37,7 @@ class Build:
     """Attributes:
     task, tokenizer: of the run.
     networks: the graphs of model and scorer.
-    stages: "reader" (only where the model is trained from scratch) and "pruner".
+    stages: "reader" (only where the model is trained from scratch), "warm_start" (where it is configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
     """
@@ -89,7 +89,10 @@ def build(config: Config) -> Build:
         stages.append(_reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
     encoded = cache(lambda: encode_training(config, task, tokenizer))
     lengths = pruned_lengths(config.budget, encoded)
-    stages.append(_pruner_stage(config, encoded, networks, scorer_params, weights, lengths, origin))
+    warm = _warm_start(config)
+    for name, own, seed in (("warm_start", warm, config.seed + 5), ("pruner", config, config.seed + 3)):
+        if own is not None:
+            stages.append(_pruner_stage(name, own, seed, encoded, networks, scorer_params, weights, lengths, origin))
     return Build(task, tokenizer, networks, stages, lengths)
 
 
@@ -170,8 +173,19 @@ def _reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Ne
     return Stage("reader", r.steps, make_reader_step(networks, optimizer), init_state, lambda _: {}, make_pipeline)
 
 
+def _warm_start(config: Config) -> Config | None:
+    """The pruner's config with the steps and objectives of its warm start and the model frozen, if there is one."""
+    w = config.warm_start
+    if not w.steps:
+        return None
+    train, model = replace(config.train, steps=w.steps), replace(config.model, train="frozen")
+    return replace(config, objectives=w.objectives, train=train, model=model)
+
+
 def _pruner_stage(
+    name: str,
     config: Config,
+    seed: int,
     encoded: Callable[[], EncodedTask],
     networks: Networks,
     scorer_params: Params,
@@ -194,7 +208,7 @@ def _pruner_stage(
         return previous["model"]
 
     def init_state(previous: Params | None) -> TrainState:
-        params: Params = {"pruner": scorer_params}
+        params: Params = {"pruner": (previous or {}).get("pruner", scorer_params)}
         if config.model.train == "full":
             params["model"] = model_params(previous)
         elif config.model.train == "lora":
@@ -202,15 +216,13 @@ def _pruner_stage(
         if "dual" in partitions:
             params["dual"] = {"budget": jnp.zeros((), jnp.float32)}
         aux = {"baseline": jnp.zeros((), jnp.float32)} if config.policy.baseline == "moving_average" else {}
-        return new_state(config.seed + 3, params, optimizer.init(params), aux)
+        return new_state(seed, params, optimizer.init(params), aux)
 
     def frozen(previous: Params | None) -> Params:
         return {} if config.model.train == "full" else {"model": model_params(previous)}
 
     def make_pipeline() -> TrainPipeline:
-        pipeline = TrainPipeline(
-            encoded(), batch_size=config.data.batch_size, seed=config.seed + 4, shard=this_process()
-        )
+        pipeline = TrainPipeline(encoded(), batch_size=config.data.batch_size, seed=seed + 1, shard=this_process())
         known = pipeline.encoded.examples[0].support is not None
         if "bce" in config.objectives and config.labels.source == "support" and not known:
             raise UserError(
@@ -220,4 +232,4 @@ def _pruner_stage(
         return pipeline
 
     step = make_pruner_step(config, networks, optimizer, lengths)
-    return Stage("pruner", config.train.steps, step, init_state, frozen, make_pipeline, weights=origin)
+    return Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=origin)

@@ -55,7 +55,8 @@ class Checkpoints:
           weights: fingerprint of the published weights that the stage starts from; the same.
           writable: without it nothing in the folder is touched, so that a running training is not disturbed.
         """
-        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every step it takes
+        # orbax tells of every step it takes, and warns of every folder opened for reading alone
+        logging.getLogger("absl").setLevel(logging.WARNING if writable else logging.ERROR)
         self.folder = Path(folder).absolute()
         self._fingerprint, self._weights = fingerprint, weights
         self._writable = writable

@@ -52,8 +52,9 @@ class Stage:
       name: unique in a run; names its checkpoints' folder and stands in each row of the metrics.
       steps: how many.
       step: the pure step (`rcp.train.state.Step`).
-      init_state: from the trained params of the stage before (None in the first) to the state before the first step.
-        Must be deterministic: a resumed run calls it again, for the structure and for what no checkpoint holds.
+      init_state: from the trained params of the stages before (None in the first; where two have trained the same, the
+        later's) to the state before the first step. Must be deterministic: a resumed run calls it again, for the
+        structure and for what no checkpoint holds.
       frozen: from the same params to the values that the step reads and does not change.
       make_pipeline: a fresh pipeline at its beginning.
       count_tokens: tokens of a batch, for tokens/s.
@@ -110,7 +111,7 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
                     return result
                 begin += stages[number].steps
                 if number + 1 < len(stages):
-                    restored = _begin(stages[number + 1], number + 1, result.state.params)
+                    restored = _begin(stages[number + 1], number + 1, restored.trained(result.state))
     finally:
         log.close()
     assert result is not None
@@ -131,13 +132,17 @@ def restore(stages: Sequence[Stage], config: Config, workdir: str | Path) -> tup
 
 @dataclass(frozen=True)
 class _At:
-    """Where a run stands: stage number, steps taken in it, its state, its pipeline's, params of the stage before."""
+    """Where a run stands: stage number, steps taken in it, its state, its pipeline's, params of the stages before."""
 
     number: int
     step: int
     state: TrainState
     pipeline: Any
     previous: Params | None
+
+    def trained(self, state: TrainState) -> Params:
+        """The params that this stage, ending in `state`, and those before it have trained."""
+        return {**(self.previous or {}), **state.params}
 
 
 def _begin(stage: Stage, number: int, previous: Params | None) -> _At:
@@ -150,7 +155,7 @@ def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: b
     for number, stage in enumerate(stages):
         folder = _folder(workdir, stage)
         if number:
-            at = _begin(stage, number, at.state.params)
+            at = _begin(stage, number, at.trained(at.state))
         if not folder.exists():
             return at
         checkpoints = _checkpoints(stage, config, workdir, writable)

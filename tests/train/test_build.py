@@ -17,7 +17,7 @@ from rcp.data.tasks.chain import Chain
 from rcp.train import build as build_module
 from rcp.train.build import build
 from rcp.train.lengths import MULTIPLE
-from rcp.train.loop import run
+from rcp.train.loop import restore, run
 from rcp.types import UserError
 
 TASK = {"name": "chain", "segments": (2, 3), "test_segments": (3, 3), "needed": (1, 2), "variables": 4}
@@ -135,6 +135,29 @@ def test_partitions_follow_the_config(train, trained, frozen):
         jax.tree.map(np.testing.assert_array_equal, pruner.frozen(previous)["model"], previous["model"])
 
 
+@pytest.mark.parametrize("train", ["frozen", "full"])
+def test_a_warm_start_trains_the_scorer_alone_and_hands_it_on(train, tmp_path):
+    """By its own objectives and steps; the pruner's stage goes on from that scorer, and reads by the reader's model."""
+    config = config_of(model={"train": train}, warm_start={"steps": 3, "objectives": {"bce": 1.0}})
+    reader, warm, pruner = stages = build(config).stages
+    assert [(stage.name, stage.steps) for stage in stages] == [("reader", 3), ("warm_start", 3), ("pruner", 4)]
+    run(stages, config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["reader"] * 3 + ["warm_start"] * 3 + ["pruner"] * 4
+    assert {"bce"} <= set(rows[3]) and not {"ppo", "reward"} & set(rows[3])
+    assert {"bce", "ppo", "reward"} <= set(rows[-1])
+
+    model = restore([reader], config, tmp_path)[0].params
+    warmed = restore([reader, warm], config, tmp_path)[0].params
+    assert set(warmed) == {"pruner"}
+    untrained = warm.init_state(model).params["pruner"]
+    assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(warmed["pruner"]), jax.tree.leaves(untrained)))
+    begun = pruner.init_state({**model, **warmed}).params
+    jax.tree.map(np.testing.assert_array_equal, begun["pruner"], warmed["pruner"])
+    held = begun if train == "full" else pruner.frozen({**model, **warmed})
+    jax.tree.map(np.testing.assert_array_equal, held["model"], model["model"])
+
+
 @pytest.mark.parametrize("budget", [{"keep_rates": (0.3, 0.7)}, {"keep_tokens": 5}, {"keep_tokens": 100}])
 def test_static_lengths_hold_every_pruned_prompt(budget):
     config = config_of(budget=budget, data={"lengths": (16, 32), "max_segments": 3})
@@ -199,12 +222,15 @@ def test_recomputed_activations_give_the_same_gradient():
 
 
 def test_a_run_cut_short_goes_on_to_the_same_parameters(tmp_path):
-    """The real steps of both stages, interrupted in the second; SIGKILL itself is tested with the toy."""
-    config = config_of(objectives={"reinforce": 1.0}, policy={"baseline": "moving_average", "samples": 1})
+    """The real steps of three stages, interrupted in the last; SIGKILL itself is tested with the toy."""
+    config = config_of(
+        objectives={"reinforce": 1.0},
+        policy={"baseline": "moving_average", "samples": 1},
+        warm_start={"steps": 2, "objectives": {"bce": 1.0}},
+    )
     whole = run(build(config).stages, config, tmp_path / "whole")
     stages = build(config).stages
-    make = stages[1].make_pipeline
-    pipeline = make()
+    pipeline = stages[-1].make_pipeline()
 
     class Cut:
         count = 0
@@ -218,11 +244,11 @@ def test_a_run_cut_short_goes_on_to_the_same_parameters(tmp_path):
         get_state = staticmethod(pipeline.get_state)
         set_state = staticmethod(pipeline.set_state)
 
-    object.__setattr__(stages[1], "make_pipeline", Cut)
+    stages[-1] = replace(stages[-1], make_pipeline=Cut)
     with pytest.raises(RuntimeError, match="power cut"):
         run(stages, config, tmp_path / "cut")
     result = run(build(config).stages, config, tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, result.state.params, whole.state.params)
     rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert [row["step"] for row in rows] == list(range(1, 10))
     assert {"loss", "reinforce", "reward", "grad_norm"} < set(rows[-1])
