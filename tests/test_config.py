@@ -114,7 +114,10 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("budget.granularity=sentence", r"config.budget.granularity .* should be one of token, segment, two_stage"),
         ("policy.baseline=leave_on_out", r"config.policy.baseline .* did you mean leave_one_out\?"),
         ("objectives.reinforced=1", r"unknown objective config.objectives.reinforced in .*; did you mean reinforce\?"),
-        ("warm_start.objectives.bcd=1", r"unknown objective config.warm_start.objectives.bcd in .*; did you mean bce\?"),
+        (
+            "warm_start.objectives.bcd=1",
+            r"unknown objective config.warm_start.objectives.bcd in .*; did you mean bce\?",
+        ),
         ("warm_start.steps=5", r"config.warm_start.objectives .* one or more where warm_start.steps > 0"),
         ("objectives.nll=high", r"config.objectives.nll .* should be a weight or a section"),
         ("eval.methods=['ours','bm52']", r"unknown method 'bm52' in config.eval.methods .*; did you mean bm25\?"),

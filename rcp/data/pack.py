@@ -112,15 +112,15 @@ def check_fits(example: EncodedExample, length: int, segments: int, answer: int 
     if example.length > length:
         raise UserError(
             f"{name}: the prompt has {example.length} tokens, the limit is {length}: "
-            "raise data.lengths or offer less context"
+            "raise config.data.lengths or offer less context"
         )
     if len(example.context) > segments:
         raise UserError(
-            f"{name}: the context has {len(example.context)} segments, the limit is {segments}: raise data.max_segments"
+            f"{name}: the context has {len(example.context)} segments, the limit is {segments}: raise config.data.max_segments"
         )
     if answer is not None and len(example.answer) > answer:
         raise UserError(
-            f"{name}: the answer has {len(example.answer)} tokens, the limit is {answer}: raise data.max_answer"
+            f"{name}: the answer has {len(example.answer)} tokens, the limit is {answer}: raise config.data.max_answer"
         )
 
 

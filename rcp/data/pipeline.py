@@ -88,7 +88,7 @@ class TrainPipeline(Iterator[Batch]):
         import grain
 
         if batch_size % shard[1]:
-            raise UserError(f"data.batch_size = {batch_size}: not divisible by the {shard[1]} processes")
+            raise UserError(f"config.data.batch_size = {batch_size}: not divisible by the {shard[1]} processes")
         self.encoded = encoded
         self._batch_size, self._shard = batch_size, shard
         dataset = grain.MapDataset.range(len(encoded)).seed(seed)

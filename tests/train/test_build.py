@@ -74,9 +74,9 @@ def test_what_cannot_be_is_named(sections, message, monkeypatch):
         ({"data": {"train_examples": 0}}, "config.data.train_examples should be above 0"),
         (
             {"data": {"lengths": (8,)}},
-            r"chain/train/\d+: the prompt has \d+ tokens, the limit is 8: raise data",
+            r"chain/train/\d+: the prompt has \d+ tokens, the limit is 8: raise config.data",
         ),
-        ({"data": {"max_segments": 2}}, r"the context has 3 segments, the limit is 2: raise data.max_segments"),
+        ({"data": {"max_segments": 2}}, r"the context has 3 segments, the limit is 2: raise config.data.max_segments"),
     ],
 )
 def test_data_that_does_not_fit_is_named(sections, message):
@@ -91,7 +91,7 @@ def test_an_answer_longer_than_its_place_is_named(monkeypatch):
     built = build(config_of())
     tokenizer = built.tokenizer
     monkeypatch.setattr(tokenizer, "encode", lambda text: [2, 3] if len(text.split()) == 1 else [2] * 3)
-    with pytest.raises(UserError, match=r"the answer has 2 tokens, the limit is 1: raise data.max_answer"):
+    with pytest.raises(UserError, match=r"the answer has 2 tokens, the limit is 1: raise config.data.max_answer"):
         next(built.stages[-1].make_pipeline())
 
 
