@@ -116,7 +116,8 @@ def check_fits(example: EncodedExample, length: int, segments: int, answer: int 
         )
     if len(example.context) > segments:
         raise UserError(
-            f"{name}: the context has {len(example.context)} segments, the limit is {segments}: raise config.data.max_segments"
+            f"{name}: the context has {len(example.context)} segments, the limit is {segments}: "
+            "raise config.data.max_segments"
         )
     if answer is not None and len(example.answer) > answer:
         raise UserError(
