@@ -23,8 +23,8 @@ def get_config(variant: str = "both") -> ConfigDict:
     c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]
     c.warm_start = {"steps": 120 if variant == "both" else 0, "objectives": supervised}
     c.labels = {"source": "support"}
-    c.policy = {"samples": {"both": 4, "rl": 8, "supervised": 1}[variant], "updates": 4, "normalise": True, "clip": 0.5}
+    c.policy = {"samples": 4, "updates": 4, "normalise": True, "clip": 0.5}
     c.optim = {"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 0.01}
-    c.train = {"steps": {"both": 80, "rl": 240, "supervised": 240}[variant], "log_every": 1, "checkpoint_every": 20}
+    c.train = {"steps": {"both": 80, "rl": 160, "supervised": 240}[variant], "log_every": 1, "checkpoint_every": 20}
     c.eval = {"keep_rates": (0.5, 0.25, 0.125), "examples": 208, "batch_size": 26}
     return c
