@@ -2,6 +2,7 @@
 
 from rcp.policies.base import Policy
 from rcp.policies.chance import Random
+from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
 from rcp.policies.oracle import Oracle
 from rcp.policies.perplexity import Perplexity
@@ -19,12 +20,14 @@ POLICIES: dict[str, type[Policy]] = {
     "bm25": Bm25,
     "oracle": Oracle,
     "ours": Learned,
+    "embedding": Embedding,
 }
 """Every comparison by the name that tables and configurations use."""
 
 __all__ = [
     "POLICIES",
     "Bm25",
+    "Embedding",
     "First",
     "Full",
     "Last",

@@ -6,10 +6,11 @@ of whichever policy, so that all of them spend exactly the same tokens and honou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rcp.nn.layout import of_segment
@@ -39,6 +40,20 @@ class Policy:
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """Context tokens [batch] that the policy spends of `budget`: all of it, unless the policy says otherwise."""
         return budget
+
+
+@dataclass(frozen=True)
+class ReaderPolicy(Policy):
+    """A policy that asks the reader, given as an NNX graph definition (hashable, static) and its state."""
+
+    graph: Any = None
+    state: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: nnx.Module, **options: Any) -> Self:
+        """The policy with this reader; `options` are its other fields."""
+        graph, state = nnx.split(model)
+        return cls(graph=graph, state=state, **options)
 
 
 def spread_segments(values: Float[Array, "batch segments"], batch: Batch) -> Scores:
