@@ -17,7 +17,7 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Embedding, Learned, Perplexity, Policy
+from rcp.policies import POLICIES, Bm25, Embedding, Learned, Mmr, Perplexity, Policy
 from rcp.types import Batch, Role, UserError
 
 FILES = (
@@ -59,6 +59,7 @@ def make_policies(
         "bm25": lambda: Bm25(decode),
         "ours": lambda: ours,
         "embedding": lambda: Embedding.of(model, length=piece),
+        "mmr": lambda: Mmr.of(model, length=piece),
     }
     return [made[method]() for method in methods]
 

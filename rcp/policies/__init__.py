@@ -2,6 +2,7 @@
 
 from rcp.policies.base import Policy
 from rcp.policies.chance import Random
+from rcp.policies.diversity import Mmr
 from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
 from rcp.policies.oracle import Oracle
@@ -21,6 +22,7 @@ POLICIES: dict[str, type[Policy]] = {
     "oracle": Oracle,
     "ours": Learned,
     "embedding": Embedding,
+    "mmr": Mmr,
 }
 """Every comparison by the name that tables and configurations use."""
 
@@ -32,6 +34,7 @@ __all__ = [
     "Full",
     "Last",
     "Learned",
+    "Mmr",
     "NoContext",
     "Oracle",
     "Perplexity",
