@@ -17,7 +17,7 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Embedding, Learned, Mmr, Perplexity, Policy
+from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, Mmr, Perplexity, Policy
 from rcp.types import Batch, Role, UserError
 
 FILES = (
@@ -60,6 +60,7 @@ def make_policies(
         "ours": lambda: ours,
         "embedding": lambda: Embedding.of(model, length=piece),
         "mmr": lambda: Mmr.of(model, length=piece),
+        "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
     }
     return [made[method]() for method in methods]
 

@@ -2,6 +2,7 @@
 
 from rcp.policies.base import Policy
 from rcp.policies.chance import Random
+from rcp.policies.contrast import Contrast
 from rcp.policies.diversity import Mmr
 from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
@@ -23,12 +24,14 @@ POLICIES: dict[str, type[Policy]] = {
     "ours": Learned,
     "embedding": Embedding,
     "mmr": Mmr,
+    "contrast": Contrast,
 }
 """Every comparison by the name that tables and configurations use."""
 
 __all__ = [
     "POLICIES",
     "Bm25",
+    "Contrast",
     "Embedding",
     "First",
     "Full",

@@ -31,9 +31,19 @@ def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
     return jax.tree.map(lambda x: x[np.asarray(rows)], batch)
 
 
+@jax.jit
+def _log_probs(tokens):
+    return jax.nn.log_softmax(MODEL(tokens), axis=-1)
+
+
 def log_probs(tokens: np.ndarray) -> np.ndarray:
-    """log p(next token) after each of `tokens`, [tokens, vocab]: one unpadded reading by the tiny reader."""
-    return np.asarray(jax.nn.log_softmax(MODEL(np.asarray(tokens, np.int32)[None])[0], axis=-1))
+    """log p(next token) after each of `tokens`, [tokens, vocab], by the tiny reader, one text at a time.
+
+    The reader is causal: what fills the row up to a length that is compiled once makes no difference.
+    """
+    filled = np.zeros((1, 48), np.int32)
+    filled[0, : len(tokens)] = tokens
+    return np.asarray(_log_probs(filled))[0, : len(tokens)]
 
 
 def spends_exactly(policy: Policy, batch: Batch, rate: float, granularity="segment") -> list[np.ndarray]:
