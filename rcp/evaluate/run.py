@@ -17,7 +17,7 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, Mmr, Perplexity, Policy
+from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, LLMLingua, Mmr, Perplexity, Policy
 from rcp.types import Batch, Role, UserError
 
 FILES = (
@@ -61,6 +61,7 @@ def make_policies(
         "embedding": lambda: Embedding.of(model, length=piece),
         "mmr": lambda: Mmr.of(model, length=piece),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
+        "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
     }
     return [made[method]() for method in methods]
 

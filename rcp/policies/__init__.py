@@ -6,6 +6,7 @@ from rcp.policies.contrast import Contrast
 from rcp.policies.diversity import Mmr
 from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
+from rcp.policies.llmlingua import LLMLingua
 from rcp.policies.oracle import Oracle
 from rcp.policies.perplexity import Perplexity
 from rcp.policies.position import First, Full, Last, NoContext, Shorter
@@ -25,6 +26,7 @@ POLICIES: dict[str, type[Policy]] = {
     "embedding": Embedding,
     "mmr": Mmr,
     "contrast": Contrast,
+    "llmlingua": LLMLingua,
 }
 """Every comparison by the name that tables and configurations use."""
 
@@ -35,6 +37,7 @@ __all__ = [
     "Embedding",
     "First",
     "Full",
+    "LLMLingua",
     "Last",
     "Learned",
     "Mmr",

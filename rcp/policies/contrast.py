@@ -81,5 +81,5 @@ class Contrast(ReaderPolicy):
     name = "contrast"
     length: int = 0
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _scores(self.graph, self.state, batch, self.length)

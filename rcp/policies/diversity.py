@@ -72,5 +72,5 @@ class Mmr(ReaderPolicy):
     length: int = 0
     trade: float = 0.5
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _scores(self.graph, self.state, batch, self.layer, self.length, self.trade)

@@ -73,5 +73,5 @@ class Embedding(ReaderPolicy):
     layer: int | None = None
     length: int = 0
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _scores(self.graph, self.state, batch, self.layer, self.length)

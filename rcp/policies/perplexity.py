@@ -48,5 +48,5 @@ class Perplexity(ReaderPolicy):
 
     name = "perplexity"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _scores(self.graph, self.state, batch)
