@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 OBJECTIVES = ("nll", "kl", "bce", "reinforce", "ppo", "entropy", "budget")
 """Names that `objectives` may hold; `rcp.objectives` has one function for each."""
-METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
+DEFAULT_METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
+"""What `eval.methods` holds where a configuration does not say: comparisons that cost at most one reading."""
+METHODS = (*DEFAULT_METHODS, "embedding", "mmr", "contrast", "llmlingua")
 """Names that `eval.methods` may hold."""
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -232,7 +234,7 @@ class EvalConfig:
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = DEFAULT_METHODS
     examples: int = 200
     batch_size: int = 16
     bootstrap: int = 1000

@@ -13,11 +13,12 @@ from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
 from rcp.evaluate.answers import by_decoding
 from rcp.evaluate.budgets import forced_over, make_budgets
+from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Learned, Perplexity, Policy
-from rcp.types import Batch, UserError
+from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, LLMLingua, Mmr, Perplexity, Policy
+from rcp.types import Batch, Role, UserError
 
 FILES = (
     "report.json",
@@ -51,11 +52,16 @@ def make_policies(
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
+    piece = max(longest(batches, (Role.QUESTION,)), longest(batches, (), 1))
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
         "bm25": lambda: Bm25(decode),
         "ours": lambda: ours,
+        "embedding": lambda: Embedding.of(model, length=piece),
+        "mmr": lambda: Mmr.of(model, length=piece),
+        "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
+        "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
     }
     return [made[method]() for method in methods]
 

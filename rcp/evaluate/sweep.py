@@ -1,10 +1,11 @@
 """Every policy at every budget over a fixed set of examples: prune, really drop, read; one compile of the reader.
 
-A budget is data, not a shape. The scores of a batch are computed once; pruning gets the budget as an array; and the
-reader is one compiled function that gets the number of a static length beside the prompts and reads only that much
-of them (`lax.switch` over all lengths that some setting needs). So each setting costs what its own prompts cost, and
-`Results.compiles` is 1. On a CPU (SmolLM2-135M, bfloat16, 8 prompts of 48 to 176 tokens) this takes .98 to 1.00 of the
-time of a compile for each length: XLA neither copies the parameters into a branch nor splits its work otherwise.
+A budget is data, not a shape. The scores of a batch are computed once (once a budget where the policy needs it);
+pruning gets the budget as an array; and the reader is one compiled function that gets the number of a static length
+beside the prompts and reads only that much of them (`lax.switch` over all lengths that some setting needs). So each
+setting costs what its own prompts cost, and `Results.compiles` is 1. On a CPU (SmolLM2-135M, bfloat16, 8 prompts of 48
+to 176 tokens) this takes .98 to 1.00 of the time of a compile for each length: XLA neither copies the parameters into a
+branch nor splits its work otherwise.
 """
 
 from __future__ import annotations
@@ -21,15 +22,12 @@ import numpy as np
 
 from rcp.data.pack import round_up
 from rcp.evaluate.budgets import Budget, make_budgets
-from rcp.evaluate.lengths import of_lengths
+from rcp.evaluate.lengths import ROUND, of_lengths
 from rcp.evaluate.results import Results, Shown, real_rows
 from rcp.nn.layout import context_tokens
 from rcp.nn.pruner import Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
-
-ROUND = 16
-"""Static lengths are multiples of this, so that close budgets share a length."""
 
 
 class ReadingLike(Protocol):
@@ -114,8 +112,11 @@ def sweep(
     columns: dict[tuple[str, float], _Column] = {}
     for policy in policies:
         for number, batch in enumerate(batches):
-            scores, seconds = bench.scores(policy, batch, key, first=number == 0)
+            scores, seconds = None, 0.0
             for budget in plan[policy.name]:
+                if scores is None or policy.needs_budget:
+                    first = number == 0 and scores is None
+                    scores, seconds = bench.scores(policy, batch, key, budget, first=first)
                 column = columns.setdefault((policy.name, budget.rate), _Column())
                 bench.run(column, number, policy, scores, budget, policy.granularity or granularity)
                 column.prune_seconds += seconds
@@ -144,12 +145,13 @@ class _Bench:
         self._memo: dict[tuple[int, int, bytes], tuple[Any, np.ndarray, float]] = {}
         self.answer_tokens: dict[int, np.ndarray] = {}
 
-    def scores(self, policy: Policy, batch: Batch, key: jax.Array, *, first: bool) -> tuple[Any, float]:
+    def scores(self, policy: Policy, batch: Batch, key: jax.Array, budget: Budget, *, first: bool) -> tuple[Any, float]:
         """The policy's scores and the seconds they took, compilation excluded."""
+        spend = budget.of(batch) if policy.needs_budget else None
         if first:
-            jax.block_until_ready(policy.scores(batch, key=key))
+            jax.block_until_ready(policy.scores(batch, key=key, budget=spend))
         start = time.perf_counter()
-        scores = jax.block_until_ready(policy.scores(batch, key=key))
+        scores = jax.block_until_ready(policy.scores(batch, key=key, budget=spend))
         return scores, time.perf_counter() - start
 
     def run(

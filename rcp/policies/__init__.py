@@ -2,7 +2,11 @@
 
 from rcp.policies.base import Policy
 from rcp.policies.chance import Random
+from rcp.policies.contrast import Contrast
+from rcp.policies.diversity import Mmr
+from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
+from rcp.policies.llmlingua import LLMLingua
 from rcp.policies.oracle import Oracle
 from rcp.policies.perplexity import Perplexity
 from rcp.policies.position import First, Full, Last, NoContext, Shorter
@@ -19,16 +23,24 @@ POLICIES: dict[str, type[Policy]] = {
     "bm25": Bm25,
     "oracle": Oracle,
     "ours": Learned,
+    "embedding": Embedding,
+    "mmr": Mmr,
+    "contrast": Contrast,
+    "llmlingua": LLMLingua,
 }
 """Every comparison by the name that tables and configurations use."""
 
 __all__ = [
     "POLICIES",
     "Bm25",
+    "Contrast",
+    "Embedding",
     "First",
     "Full",
+    "LLMLingua",
     "Last",
     "Learned",
+    "Mmr",
     "NoContext",
     "Oracle",
     "Perplexity",

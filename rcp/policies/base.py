@@ -6,10 +6,11 @@ of whichever policy, so that all of them spend exactly the same tokens and honou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rcp.nn.layout import of_segment
@@ -22,23 +23,40 @@ class Policy:
     """Base of all policies. `name` is how tables call it.
 
     `granularity` None prunes at the granularity of the pruner it is compared with; else the policy insists on its own.
-    `swept` is False where the budget makes no difference to the policy, which is then evaluated once.
+    `swept` is False where the budget makes no difference to the policy, which is then evaluated once. `needs_budget` is
+    True where the scores themselves depend on it, and are then computed once a budget; other policies ignore theirs.
     """
 
     name: ClassVar[str] = ""
     granularity: ClassVar[Granularity | None] = None
     swept: ClassVar[bool] = True
+    needs_budget: ClassVar[bool] = False
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         """Logits of keeping: `tokens` float32 [batch, tokens] and `segments` float32 [batch, segments], higher first.
 
-        Deterministic given `batch` and `key`; entries outside the context are ignored.
+        Deterministic given `batch`, `key` and `budget` (context tokens to keep, int32 [batch], may be traced); entries
+        outside the context are ignored.
         """
         raise NotImplementedError
 
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """Context tokens [batch] that the policy spends of `budget`: all of it, unless the policy says otherwise."""
         return budget
+
+
+@dataclass(frozen=True)
+class ReaderPolicy(Policy):
+    """A policy that asks the reader, given as an NNX graph definition (hashable, static) and its state."""
+
+    graph: Any = None
+    state: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: nnx.Module, **options: Any) -> Self:
+        """The policy with this reader; `options` are its other fields."""
+        graph, state = nnx.split(model)
+        return cls(graph=graph, state=state, **options)
 
 
 def spread_segments(values: Float[Array, "batch segments"], batch: Batch) -> Scores:

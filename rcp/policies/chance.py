@@ -34,5 +34,5 @@ class Random(Policy):
 
     name = "random"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _draw(key, jnp.asarray(batch.index), batch.tokens.shape[1], batch.support.shape[1])

@@ -21,6 +21,6 @@ class Learned(Policy):
     score: Callable[[Any, Batch], Scores] | None = None
     params: Any = field(default=None, repr=False)
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert self.score is not None
         return self.score(self.params, batch)

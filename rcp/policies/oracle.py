@@ -19,7 +19,7 @@ class Oracle(Policy):
     name = "oracle"
     granularity = "segment"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         support = jnp.asarray(batch.support)
         segments = support.shape[1]
         place = jnp.arange(segments, dtype=jnp.float32)

@@ -9,7 +9,7 @@ rather than noun phrases, and a count of tokens replaces their percentile, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from rcp.nn.layout import prompt_lengths, segment_means
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import next_token
-from rcp.policies.base import Policy
+from rcp.policies.base import ReaderPolicy
 from rcp.types import Batch
 
 
@@ -43,17 +43,10 @@ def _scores(graph: Any, state: Any, batch: Batch) -> Scores:
 
 
 @dataclass(frozen=True)
-class Perplexity(Policy):
-    """Self-information under the reader, given as an NNX graph definition and its state."""
+class Perplexity(ReaderPolicy):
+    """Self-information under the reader."""
 
     name = "perplexity"
-    graph: Any = None
-    state: Any = field(default=None, repr=False)
 
-    @classmethod
-    def of(cls, model: nnx.Module) -> Perplexity:
-        graph, state = nnx.split(model)
-        return cls(graph=graph, state=state)
-
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _scores(self.graph, self.state, batch)

@@ -29,7 +29,7 @@ class Full(Policy):
     name = "full"
     swept = False
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return earliest_first(batch)
 
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
@@ -43,7 +43,7 @@ class NoContext(Policy):
     name = "none"
     swept = False
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return earliest_first(batch)
 
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
@@ -60,7 +60,7 @@ class Shorter(Policy):
     name = "shorter"
     granularity = "segment"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return earliest_first(batch)
 
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
@@ -75,7 +75,7 @@ class First(Policy):
     name = "first"
     granularity = "token"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return earliest_first(batch)
 
 
@@ -86,6 +86,6 @@ class Last(Policy):
     name = "last"
     granularity = "token"
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         earliest = earliest_first(batch)
         return Scores(tokens=-earliest.tokens, segments=-earliest.segments)

@@ -43,7 +43,7 @@ class Bm25(Policy):
     granularity = "segment"
     decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
 
-    def scores(self, batch: Batch, *, key: Array) -> Scores:
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         ranks = np.zeros(batch.support.shape, np.float32)
         for row, weight in enumerate(np.asarray(batch.weight)):
             if weight > 0:

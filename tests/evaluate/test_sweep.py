@@ -12,9 +12,10 @@ import pytest
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
 from rcp.evaluate.budgets import Budget, forced_over, make_budgets
+from rcp.evaluate.lengths import ROUND
 from rcp.evaluate.page import page
 from rcp.evaluate.results import Results
-from rcp.evaluate.sweep import ROUND, Judge, Reader, sweep
+from rcp.evaluate.sweep import Judge, Reader, sweep
 from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
 from rcp.types import Batch, Example, Role, UserError
 

@@ -1,0 +1,85 @@
+"""LongLLMLingua's idea: keep what the question makes likelier, of the segments that make the question likely.
+
+Jiang et al., "LongLLMLingua: Accelerating and Enhancing LLMs in Long Context Scenarios via Prompt Compression", arXiv
+2310.06839. Of a token x_i of a segment, the contrastive perplexity
+
+    log p(x_i | question, x_<i) - log p(x_i | x_<i),
+
+x_<i being the tokens before it in its segment; of a segment, the mean over the question's tokens of log p(question |
+segment).
+
+Departures: the model is the reader itself; segments are read apart, without the instruction and without the paper's
+sentence that the answer is in the documents; the first token of a segment, which has nothing before it to be likely by,
+gets 0; segments stay in their order, and the budget is one for all of them, spent as the pruner compared with spends
+its own (at granularity "two_stage" coarse, then fine, as in the paper).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rcp.nn.layout import in_context, places
+from rcp.nn.pruner import Scores, compact
+from rcp.nn.scorer import question_first
+from rcp.policies.base import ReaderPolicy
+from rcp.policies.perplexity import self_information
+from rcp.types import Batch, Role
+
+
+def _in_this_order(batch: Batch, order: Array) -> Batch:
+    names = ("tokens", "role", "segment", "forced")
+    return batch._replace(**{name: jnp.take_along_axis(getattr(batch, name), order, axis=1) for name in names})
+
+
+def _of_tokens(rows: Float[Array, "segments batch row"], batch: Batch, first: Array) -> Float[Array, "batch tokens"]:
+    """Each context token's value, from rows that hold its segment from place `first` [batch] on; 0 elsewhere."""
+    by_example = jnp.moveaxis(rows, 0, 1).reshape(rows.shape[1], -1)
+    place = jnp.minimum(places(batch) + first[:, None], rows.shape[2] - 1)
+    index = jnp.maximum(batch.segment, 0) * rows.shape[2] + place
+    return jnp.where(in_context(batch), jnp.take_along_axis(by_example, index, axis=1), 0.0)
+
+
+def contrast(model: Any, batch: Batch, length: int) -> Scores:
+    """The two scores of the module, nats. `length` is static and holds the question with the longest segment.
+
+    Two readings a segment, of all examples at a time: the segment and then the question, whose beginning is the segment
+    alone, since the reader is causal; and the question and then the segment.
+    """
+    order, _ = question_first(batch)
+    turned = _in_this_order(batch, order)
+
+    def one(number: Array) -> tuple[Array, Array, Array]:
+        after, before = (compact(x, (x.segment == number) | (x.role == Role.QUESTION), length) for x in (batch, turned))
+        alone, asked = self_information(model, after), self_information(model, before)
+        question = after.role == Role.QUESTION
+        count = jnp.maximum(jnp.sum(question, axis=1, dtype=jnp.float32), 1.0)
+        return alone, asked, -jnp.sum(jnp.where(question, alone, 0.0), axis=1) / count
+
+    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
+    alone, asked, likely = jax.lax.map(one, numbers)
+    size = jnp.sum(batch.role == Role.QUESTION, axis=1, dtype=jnp.int32)
+    tokens = _of_tokens(alone, batch, jnp.zeros_like(size)) - _of_tokens(asked, batch, size)
+    return Scores(tokens=jnp.where(places(batch) == 0, 0.0, tokens), segments=likely.T)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _scores(graph: Any, state: Any, batch: Batch, length: int) -> Scores:
+    return contrast(nnx.merge(graph, state), batch, length)
+
+
+@dataclass(frozen=True)
+class Contrast(ReaderPolicy):
+    """Question-conditioned perplexity under the reader; `length` as in `contrast`."""
+
+    name = "contrast"
+    length: int = 0
+
+    def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
+        return _scores(self.graph, self.state, batch, self.length)
