@@ -52,7 +52,7 @@ def draw(config: Config, batch: Batch, length: int) -> Batch:
     scores = Scores(jnp.zeros(batch.tokens.shape), jnp.zeros(batch.support.shape))
     budget = pruner.budget_of_rate(batch, max(config.budget.keep_rates))
     if config.budget.keep_tokens is not None:
-        budget = jnp.full_like(budget, config.budget.keep_tokens)
+        budget = jnp.full_like(budget, max(config.budget.keep_tokens))
 
     def one(key: jax.Array) -> Batch:
         keys = jax.random.split(key, len(batch.tokens))

@@ -80,24 +80,27 @@ class ReaderStageConfig:
 
 @dataclass(frozen=True)
 class ScorerSection:
-    """`layer`: how many of the frozen model's layers the "hidden" and "mlp" scorers read through."""
+    """`layer`: how many of the frozen model's layers all scorers but "standalone" read through. `budget`: whether the
+    scorer is told how much may be kept.
+    """
 
-    kind: Literal["hidden", "mlp", "standalone"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "standalone"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
     heads: int = 4
+    budget: bool = False
 
 
 @dataclass(frozen=True)
 class BudgetConfig:
     """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
-    tokens), or all keep `keep_tokens`. Only one of the two may be set.
+    tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set.
     """
 
     granularity: Literal["token", "segment", "two_stage"] = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
-    keep_tokens: int | None = None
+    keep_tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -227,13 +230,15 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What `rcp eval` compares. `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
+    """What `rcp eval` compares, at `keep_rates` and at `keep_tokens` (those of `budget` where it has some and none are
+    given). `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
     decoded greedily and the task judges the text.
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
+    keep_tokens: tuple[int, ...] = ()
     methods: tuple[str, ...] = DEFAULT_METHODS
     examples: int = 200
     batch_size: int = 16

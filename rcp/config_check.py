@@ -25,14 +25,16 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         if not ok:
             raise UserError(f"config key config.{key}{where(key)} should be {expected}, not {_get(config, key)!r}")
 
+    counts = config.budget.keep_tokens
+    need(all(n > 0 for n in config.eval.keep_tokens), "eval.keep_tokens", "numbers above 0")
     for key in ("budget.keep_rates", "eval.keep_rates"):
         rates = _get(config, key)
-        given = bool(rates) or (key == "budget.keep_rates" and config.budget.keep_tokens is not None)
+        given = bool(rates) or counts is not None or bool(key.startswith("eval") and config.eval.keep_tokens)
         need(given and all(0.0 < rate <= 1.0 for rate in rates), key, "keep rates in (0, 1]")
-    need(config.budget.keep_tokens is None or config.budget.keep_tokens > 0, "budget.keep_tokens", "above 0")
-    if config.budget.keep_tokens is not None and config.budget.keep_rates not in ((), BudgetConfig.keep_rates):
+    need(counts is None or (bool(counts) and min(counts) > 0), "budget.keep_tokens", "numbers above 0")
+    if counts is not None and config.budget.keep_rates not in ((), BudgetConfig.keep_rates):
         raise UserError(
-            f"config.budget.keep_tokens{where('budget.keep_tokens')} is {config.budget.keep_tokens} and "
+            f"config.budget.keep_tokens{where('budget.keep_tokens')} is {list(counts)} and "
             f"config.budget.keep_rates{where('budget.keep_rates')} is {list(config.budget.keep_rates)}: give one of "
             "them (--config.budget.keep_rates=[] takes back the rates, --config.budget.keep_tokens=none the tokens)"
         )

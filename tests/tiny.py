@@ -70,10 +70,10 @@ def tiny_model(seed: int = 0, layers: int = 2) -> Transformer:
     return model
 
 
-def tiny_scorer(kind: str = "standalone", depth: int = 1, seed: int = 0) -> Scorer:
+def tiny_scorer(kind: str = "standalone", depth: int = 1, seed: int = 0, budget: bool = False) -> Scorer:
     """A random scorer whose scores are of order 1, so that subsets are not all alike."""
     inputs = VOCABULARY if kind == "standalone" else 16
-    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2), nnx.Rngs(seed))  # pyright: ignore[reportArgumentType]
+    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget), nnx.Rngs(seed))  # pyright: ignore
     for head in (scorer.token_head, scorer.segment_head):
         head[...] = head[...] * 30
     return scorer

@@ -1,4 +1,4 @@
-"""The budgets of a sweep: keep rates, and a number of tokens where the pruner was trained for one."""
+"""The budgets of a sweep: keep rates, and numbers of tokens where the pruner was trained for some."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Budget:
         return f"{self.rate:g}" if self.tokens is None else f"{self.rate:g} ({self.tokens} tokens)"
 
 
-def make_budgets(batches: Sequence[Batch], keep_rates: Sequence[float], keep_tokens: int | None) -> list[Budget]:
-    """One budget a keep rate, and before them that of `keep_tokens`, which takes the place of an equal rate.
+def make_budgets(batches: Sequence[Batch], keep_rates: Sequence[float], keep_tokens: Sequence[int]) -> list[Budget]:
+    """One budget a keep rate, and before them one for each of `keep_tokens`, which takes the place of an equal rate.
 
     Raises:
       UserError: a keep rate outside (0, 1].
@@ -45,11 +45,12 @@ def make_budgets(batches: Sequence[Batch], keep_rates: Sequence[float], keep_tok
         if not 0 < rate <= 1:
             raise UserError(f"config.eval.keep_rates: {rate} is outside (0, 1]")
     budgets = {rate: Budget(rate) for rate in keep_rates}
-    if keep_tokens is not None:
-        counts = real_rows(batches, [np.asarray(context_tokens(batch)) for batch in batches])
-        share = round(float(np.mean(np.minimum(keep_tokens, counts) / np.maximum(counts, 1))), 4)
-        budgets = {share: Budget(share, keep_tokens), **{rate: b for rate, b in budgets.items() if rate != share}}
-    return list(budgets.values())
+    counts = real_rows(batches, [np.asarray(context_tokens(batch)) for batch in batches])
+    fixed = {}
+    for tokens in keep_tokens:
+        share = round(float(np.mean(np.minimum(tokens, counts) / np.maximum(counts, 1))), 4)
+        fixed[share] = Budget(share, tokens)
+    return list({**fixed, **{rate: budget for rate, budget in budgets.items() if rate not in fixed}}.values())
 
 
 def forced_over(batches: Sequence[Batch], budgets: Sequence[Budget]) -> str:

@@ -106,9 +106,9 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         max_answer=config.data.max_answer,
         overlong=config.data.overlong,
     )
-    ours = Learned(score=jax.jit(trained.score), params=trained.weights)
+    ours = Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget)
     policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
-    length = batches[0].tokens.shape[1]
+    length, keep_tokens = batches[0].tokens.shape[1], config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
     judge = None
     if config.eval.decode:
@@ -116,14 +116,14 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         judge = by_decoding(
             lambda weights: model_of(*weights), tokenizer, task.check, examples, max_new=config.eval.decode
         )
-    if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, config.budget.keep_tokens)):
+    if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, keep_tokens)):
         print(said)
     results = sweep(
         batches,
         policies,
         Reader(trained.read, trained.weights, judge),
         keep_rates=config.eval.keep_rates,
-        keep_tokens=config.budget.keep_tokens,
+        keep_tokens=keep_tokens,
         granularity=config.budget.granularity,
         seed=config.seed,
         groups=task.groups or ("",),

@@ -80,7 +80,7 @@ def sweep(
     reader: Reader,
     *,
     keep_rates: Sequence[float],
-    keep_tokens: int | None = None,
+    keep_tokens: Sequence[int] = (),
     granularity: Granularity,
     seed: int = 0,
     groups: Sequence[str] = ("",),
@@ -93,7 +93,7 @@ def sweep(
       batches: whole prompts, all of one shape. Rows of weight 0 are left out of the results.
       policies: see `rcp.policies`; those that do not heed the budget are evaluated once.
       keep_rates: fractions of the context's tokens to keep, in (0, 1].
-      keep_tokens: one more budget, a number of tokens; its rate in the results is the mean over the examples.
+      keep_tokens: more budgets, numbers of tokens; the rate of each in the results is the mean over the examples.
       granularity: of policies that have none of their own.
       seed: of the policies that draw.
       shown: of so many first examples the masks are kept.

@@ -48,7 +48,7 @@ class PromptPruner:
     """Applies a scorer to texts.
 
     Attributes:
-      score: (batch) -> `Scores`, compiled; the batch has no answers.
+      score: (batch, budget) -> `Scores`, compiled; the batch has no answers, the budget is in tokens, int32 [batch].
       tokenizer: of the model that will read the result; budgets count its tokens.
       granularity: how the budget is filled.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
@@ -56,7 +56,7 @@ class PromptPruner:
         differ. The text that is left is the user's.
     """
 
-    score: Callable[[Batch], Scores]
+    score: Callable[[Batch, jax.Array], Scores]
     tokenizer: Tokenizer
     granularity: Granularity
     max_tokens: int = 1 << 20
@@ -129,7 +129,7 @@ class PromptPruner:
         The text is not the sum of the scorer's tokens: white space between segments counts too, and tokens merge over
         their ends. So the budget of the scorer's tokens is found by halving an interval; the scores are computed once.
         """
-        scores = self.score(batch)
+        scores = self.score(batch, jnp.asarray(asked, jnp.int32))
 
         def at(budget: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
             keep = np.asarray(_keep(scores, batch, jnp.asarray(budget, jnp.int32), granularity=self.granularity))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.config_file import differing_keys, load_config
@@ -35,11 +36,14 @@ class Trained:
     build: Build
     weights: tuple[Any, Any]
 
-    def score(self, weights: tuple[Any, Any], batch: Batch) -> Scores:
-        """The pruner's scores: logits [batch, tokens] and [batch, segments]. Pure."""
+    def score(self, weights: tuple[Any, Any], batch: Batch, budget: Array | None = None) -> Scores:
+        """The pruner's scores: logits [batch, tokens] and [batch, segments]. Pure.
+
+        `budget`: context tokens to keep, int32 [batch]; needed where `config.scorer.budget` says that they count.
+        """
         params, frozen = weights
         networks = self.build.networks
-        return networks.score(params, batch, networks.features(params, frozen, batch))
+        return networks.score(params, batch, networks.features(params, frozen, batch), budget)
 
     def read(self, weights: tuple[Any, Any], batch: Batch) -> Reading:
         """The reader's verdict on whole or compacted prompts. Pure."""

@@ -8,6 +8,9 @@ that never occurred in training, and one block is one hop: match a token elsewhe
 segment. Along these paths goes a *relevance*, 1 on the question at first: a word that many segments share passes on
 little of it (the weights of a token sum to less than 1), a rare one much, as in BM25; and each block carries it one
 segment further.
+
+What makes a worked example helpful is another thing: how it is written, and whether that suits the question. The
+"pooled" scorer looks at each segment's mean state beside the question's, and learns from a few hundred problems.
 """
 
 from __future__ import annotations
@@ -33,16 +36,19 @@ MAX_OFFSET = 32  # places within a segment that are told apart; later ones share
 class ScorerConfig:
     """Attributes:
     kind: "hidden": match-attention transformer on the model's hidden states; "mlp": per-token MLP on them and on the
-      question's mean; "standalone": the transformer on token embeddings of its own, which needs no model.
+      question's mean; "pooled": MLP on a segment's mean state and the question's; "standalone": the transformer on
+      token embeddings of its own, which needs no model.
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
+    budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
     """
 
-    kind: Literal["hidden", "mlp", "standalone"]
+    kind: Literal["hidden", "mlp", "pooled", "standalone"]
     inputs: int
     width: int = 128
     depth: int = 2
     heads: int = 4
+    budget: bool = False
 
 
 def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
@@ -65,7 +71,7 @@ def early_features(model: Transformer, batch: Batch, layer: int) -> Float[Array,
     return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
 
 
-def _masked_mean(x: Float[Array, "batch tokens dim"], mask: Bool[Array, "batch tokens"]) -> Float[Array, "batch 1 dim"]:
+def _masked_mean(x: Float[Array, "batch items dim"], mask: Bool[Array, "batch items"]) -> Float[Array, "batch 1 dim"]:
     weight = mask.astype(jnp.float32)[..., None]
     return jnp.sum(x * weight, axis=1, keepdims=True) / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
 
@@ -82,6 +88,10 @@ class Scorer(nnx.Module):
         if config.kind == "mlp":
             self.first = normal(rngs, 3 * inputs, width)
             self.second = normal(rngs, width, width)
+        elif config.kind == "pooled":
+            self.into, self.question = normal(rngs, inputs, width), normal(rngs, inputs, width)
+            self.first = normal(rngs, 2 * width, width)
+            self.second = normal(rngs, width, width, scale=0.5 * width**-0.5)
         else:
             self.into = normal(rngs, inputs, width)
             self.role = normal(rngs, len(Role), width, scale=0.5)
@@ -90,13 +100,21 @@ class Scorer(nnx.Module):
                 setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
         self.token_head = normal(rngs, width, 1, scale=0.01)
         self.segment_head = normal(rngs, width, 1, scale=0.01)
+        if config.budget:
+            self.budget = normal(rngs, 2, width, scale=0.5)
 
-    def __call__(self, batch: Batch, features: Float[Array, "batch tokens inputs"] | None = None) -> Scores:
+    def __call__(
+        self,
+        batch: Batch,
+        features: Float[Array, "batch tokens inputs"] | None = None,
+        budget: Int[Array, " batch"] | None = None,
+    ) -> Scores:
         """Scores every context token and segment.
 
         Args:
           batch: whole prompts; their answers are not looked at.
           features: hidden states of the model at the prompt's places (`early_features`); None for "standalone".
+          budget: context tokens to keep; looked at, and then needed, where the configuration says so.
         """
         read = (batch.role != Role.PAD) & (batch.role != Role.ANSWER)
         if self.config.kind == "standalone":
@@ -105,22 +123,49 @@ class Scorer(nnx.Module):
             raise ValueError(f'the "{self.config.kind}" scorer needs features')
         else:  # what all tokens of a prompt have in common (a large part of a language model's states) tells nothing
             features = features - _masked_mean(features, read)
-        inputs = layer_norm(features)
-        x = self._mlp(inputs, batch) if self.config.kind == "mlp" else self._transformer(inputs, batch, read)
-        x = layer_norm(x)
-        tokens = (x @ self.token_head[...])[..., 0]
-        segments = layout.segment_means(x, batch) @ self.segment_head[...]
+        inputs, share = layer_norm(features), self._share(batch, budget)
+        if self.config.kind == "pooled":
+            x, pooled = self._pooled(inputs, batch, share)
+        elif self.config.kind == "mlp":
+            x = layer_norm(self._mlp(inputs, batch, share))
+            pooled = layout.segment_means(x, batch)
+        else:
+            x = layer_norm(self._transformer(inputs, batch, share, read))
+            pooled = layout.segment_means(x, batch)
         scale = self.config.width**0.5
-        return Scores(scale * tokens, scale * segments[..., 0])
+        tokens, segments = x @ self.token_head[...], pooled @ self.segment_head[...]
+        return Scores(scale * tokens[..., 0], scale * segments[..., 0])
 
-    def _mlp(self, inputs: Any, batch: Batch) -> Float[Array, "batch tokens width"]:
+    def _share(self, batch: Batch, budget: Int[Array, " batch"] | None) -> Float[Array, "batch 1 width"] | float:
+        """What the budget adds to the stream of every token or segment: a projection of the share and its logarithm."""
+        if not self.config.budget:
+            return 0.0
+        if budget is None:
+            raise ValueError("this scorer needs the budget")
+        context = jnp.maximum(layout.context_tokens(batch), 1).astype(jnp.float32)
+        share = jnp.clip(budget.astype(jnp.float32) / context, 1e-3, 1.0)
+        return (jnp.stack([share, jnp.log(share)], axis=-1) @ self.budget[...])[:, None]
+
+    def _pooled(self, inputs: Any, batch: Batch, share: Any) -> tuple[Array, Array]:
+        """Of every token by its own state, and of every segment by its mean, centred over the segments."""
+        question = _masked_mean(inputs, batch.role == Role.QUESTION) @ self.question[...]
+        means, there = layout.segment_means(inputs, batch), layout.segment_exists(batch)
+
+        def joint(own: Array) -> Array:
+            own = own @ self.into[...]
+            hidden = jax.nn.gelu(jnp.concatenate([own, own * question], axis=-1) @ self.first[...] + share)
+            return layer_norm(own + hidden @ self.second[...])
+
+        return joint(inputs), joint(means - _masked_mean(means, there))
+
+    def _mlp(self, inputs: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
         question = _masked_mean(inputs, batch.role == Role.QUESTION)
         joint = [inputs, inputs * question, jnp.broadcast_to(question, inputs.shape)]
-        return jax.nn.gelu(jnp.concatenate(joint, axis=-1) @ self.first[...]) @ self.second[...]
+        return jax.nn.gelu(jnp.concatenate(joint, axis=-1) @ self.first[...] + share) @ self.second[...]
 
-    def _transformer(self, inputs: Any, batch: Batch, read: Any) -> Float[Array, "batch tokens width"]:
+    def _transformer(self, inputs: Any, batch: Batch, share: Any, read: Any) -> Float[Array, "batch tokens width"]:
         group, groups = layout.groups(batch), batch.support.shape[1] + len(Role)
-        x = inputs @ self.into[...] + self.role[...][batch.role.astype(jnp.int32)]
+        x = inputs @ self.into[...] + self.role[...][batch.role.astype(jnp.int32)] + share
         x = x + self.place[...][jnp.minimum(layout.places(batch), MAX_OFFSET - 1)]
         question = (batch.role == Role.QUESTION).astype(jnp.float32)
         relevance = jnp.broadcast_to(question[..., None], (*group.shape, self.config.heads))

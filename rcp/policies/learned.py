@@ -15,12 +15,19 @@ from rcp.types import Batch
 
 @dataclass(frozen=True)
 class Learned(Policy):
-    """`score(params, batch)` is a compiled function that gives the pruner's `Scores`; evaluation takes their top k."""
+    """`score(params, batch, budget)` is a compiled function that gives the pruner's `Scores`; evaluation takes their
+    top k. `told`: whether the budget counts in them.
+    """
 
     name = "ours"
-    score: Callable[[Any, Batch], Scores] | None = None
+    score: Callable[[Any, Batch, Array | None], Scores] | None = None
     params: Any = field(default=None, repr=False)
+    told: bool = False
+
+    @property
+    def needs_budget(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.told
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert self.score is not None
-        return self.score(self.params, batch)
+        return self.score(self.params, batch, budget if self.told else None)

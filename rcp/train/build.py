@@ -149,7 +149,7 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
     inputs = model.vocab_size if s.kind == "standalone" else model.d_model
-    scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads), nnx.Rngs(config.seed + 1))
+    scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), nnx.Rngs(config.seed + 1))
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
-
 from rcp.config import BudgetConfig
 from rcp.data.pack import round_up
 from rcp.data.pipeline import EncodedTask
@@ -28,7 +26,7 @@ def pruned_lengths(budget: BudgetConfig, encoded: Callable[[], EncodedTask]) -> 
             sizes = [len(segment) for segment in example.context]
             fixed = example.length - sum(sizes)
             # At least what `pruner.budget_of_rate` computes in float32.
-            kept = budget.keep_tokens or int(np.floor(max(budget.keep_rates) * sum(sizes) * (1 + 2**-21) + 2e-4))
+            kept = max(budget.keep_tokens or (int(max(budget.keep_rates) * sum(sizes) * (1 + 2**-21) + 2e-4),))
             forced = sum(int(mask.sum()) for mask in example.forced)
             short = max(short, fixed + min(max(kept, forced, 1), sum(sizes)))
             single = max(single, fixed + max(sizes))

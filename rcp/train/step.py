@@ -56,8 +56,8 @@ class Networks:
             return None
         return jax.lax.stop_gradient(early_features(self.model_of(params, frozen), batch, self.feature_layer))
 
-    def score(self, params: Params, batch: Batch, features: Array | None) -> Scores:
-        return nnx.merge(self.scorer, params["pruner"])(batch, features)
+    def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
+        return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
 
     def read(
         self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None, *, log_probs: bool = False
@@ -106,11 +106,12 @@ def make_pruner_step(
     reward_weights = RewardWeights(config.reward.exact_match, config.reward.likelihood, config.reward.length)
 
     def budget_of(batch: Batch, keys: Array) -> Int[Array, " batch"]:
-        if config.budget.keep_tokens is not None:
-            return jnp.full(batch.role.shape[0], config.budget.keep_tokens, jnp.int32)
-        rates = jnp.asarray(config.budget.keep_rates, jnp.float32)
-        choice = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(rates)))(keys)
-        return pruner.budget_of_rate(batch, rates[choice])
+        tokens, rates = config.budget.keep_tokens, config.budget.keep_rates
+        several = len(tokens or rates)
+        choice = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, several))(keys)
+        if tokens is not None:
+            return jnp.asarray(tokens, jnp.int32)[choice]
+        return pruner.budget_of_rate(batch, jnp.asarray(rates, jnp.float32)[choice])
 
     def collect(state: TrainState, frozen: Params, batch: Batch) -> Collected:
         base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -129,7 +130,7 @@ def make_pruner_step(
         if "draws" not in needs:
             return Collected(features, budget, keys, labels, full, None, None, None, None, None)
 
-        scores = networks.score(state.params, batch, features)
+        scores = networks.score(state.params, batch, features, budget)
         count = jnp.maximum(jnp.sum(batch.role == Role.CONTEXT, axis=1), 1).astype(jnp.float32)
 
         def earn(pruned: Pruned) -> tuple[Array, Array]:
@@ -152,7 +153,7 @@ def make_pruner_step(
         return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)
 
     def outcome_of(params: Params, frozen: Params, batch: Batch, c: Collected) -> Outcome:
-        scores = networks.score(params, batch, c.features)
+        scores = networks.score(params, batch, c.features, c.budget)
         keep = nll = kl = draws = None
         if "relaxed" in needs:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(c.keys) if config.relax.noise else None

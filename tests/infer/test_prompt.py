@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Letters:
         return bytes(ids).decode(errors="replace")
 
 
-def score(batch: Batch) -> Scores:
+def score(batch: Batch, budget: jax.Array) -> Scores:
     """Likes late segments and, within the context, late tokens."""
     tokens = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1], dtype=jnp.float32), batch.tokens.shape)
     segments = jnp.broadcast_to(jnp.arange(batch.support.shape[1], dtype=jnp.float32), batch.support.shape)
@@ -93,9 +94,9 @@ def test_forced_spans_are_kept() -> None:
 def test_the_scorer_reads_segments_as_in_training_and_the_text_stays_as_it_was() -> None:
     seen = []
 
-    def spy(batch: Batch) -> Scores:
+    def spy(batch: Batch, budget) -> Scores:
         seen.append(Letters().decode(batch.tokens[0][batch.role[0] == Role.CONTEXT].tolist()))
-        return score(batch)
+        return score(batch, budget)
 
     pruner = PromptPruner(spy, Letters(), "segment", segment=lambda paragraph: f" {paragraph.strip()}")
     (found,) = pruner(["  Ann.\n\n\nBob is.\n\nCy."], ["q"], keep_tokens=10, force=["Bo"])
@@ -124,9 +125,9 @@ def test_the_printed_text_never_has_more_tokens_than_asked() -> None:
 def test_scorer_sees_no_answer() -> None:
     seen = []
 
-    def spy(batch: Batch) -> Scores:
+    def spy(batch: Batch, budget) -> Scores:
         seen.append(np.asarray(batch.role))
-        return score(batch)
+        return score(batch, budget)
 
     PromptPruner(spy, Letters(), "token")([TEXT], ["q"], keep_rate=0.5)
     assert not (seen[0] == Role.ANSWER).any() and (seen[0] == Role.QUESTION).sum() == 1

@@ -14,7 +14,7 @@ from rcp.nn.scorer import Scorer, ScorerConfig, early_features, question_first
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 
-KINDS = ("hidden", "mlp", "standalone")
+KINDS = ("hidden", "mlp", "pooled", "standalone")
 LENGTH, SEGMENTS = 20, 4
 ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
 MODEL, MODEL_PARAMS = nnx.split(tiny_model())
@@ -130,6 +130,31 @@ def test_scores_start_small_and_every_parameter_learns(kind):
 def test_features_are_asked_for():
     with pytest.raises(ValueError, match='the "mlp" scorer needs features'):
         tiny_scorer("mlp")(batch_of(ROWS, LENGTH, SEGMENTS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scorer_that_is_told_the_budget_heeds_it_and_needs_it(kind):
+    batch = jax.tree.map(jnp.asarray, batch_of(ROWS, LENGTH, SEGMENTS))
+    scorer = tiny_scorer(kind, budget=True)
+    features = None if kind == "standalone" else early_features(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
+    little, much = (scorer(batch, features, jnp.full(2, budget, jnp.int32)) for budget in (1, 4))
+    assert np.abs(little.segments - much.segments).max() > 1e-3
+    assert np.abs(little.tokens - much.tokens).max() > 1e-3
+    one = scorer(batch, features, jnp.array([1, 4], jnp.int32))  # each prompt by its own
+    np.testing.assert_allclose(one.segments, np.stack([little.segments[0], much.segments[1]]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="needs the budget"):
+        scorer(batch, features)
+
+
+def test_the_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place():
+    """Two prompts of the same segments in another order have the same scores in that order."""
+    batch = batch_of((Prompt((2, 2, 2)), Prompt((2, 2, 2))), LENGTH, SEGMENTS)
+    scorer, states = tiny_scorer("pooled"), np.random.default_rng(0).normal(size=(LENGTH, 16)).astype(np.float32)
+    place = np.flatnonzero(batch.role[0] == Role.CONTEXT)
+    turned = states.copy()
+    turned[place] = states[np.roll(place, 2)]
+    found = scorer(jax.tree.map(jnp.asarray, batch), jnp.stack([states, turned]))
+    np.testing.assert_allclose(found.segments[1, :3], np.roll(found.segments[0, :3], 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.strict_dtype

@@ -44,11 +44,12 @@ class WordProblems:
 
     Attributes:
       dataset: gsm8k, svamp, addsub or mrd3.
-      pool: the data set that shots are drawn from, gsm8k or mrd3 ("": the task's own, gsm8k for SVAMP and AddSub).
+      pool: the data set that shots are drawn from: gsm8k, mrd3, or gsm8k+mrd3 for both together ("": the task's own,
+        gsm8k for SVAMP and AddSub).
       shots: candidate shots in each context.
       candidates: "random" draws shots from the pool; "bm25" takes those most like the question. Either way they
         stand in random order, and none has the question's own text.
-      pool_size, validation_size: rows set aside.
+      pool_size, validation_size: rows of each data set that are set aside.
       max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
       max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
         shapes cost what the longest example costs, so a few long ones make every step dear.
@@ -72,8 +73,8 @@ class WordProblems:
     def __post_init__(self) -> None:
         if self.dataset not in sources.SOURCES:
             raise UserError(f"config.task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
-        if self.pool not in ("", "gsm8k", "mrd3"):
-            raise UserError(f"config.task.pool = {self.pool!r}: expected gsm8k or mrd3")
+        if self.pool not in ("", "gsm8k", "mrd3", "gsm8k+mrd3"):
+            raise UserError(f"config.task.pool = {self.pool!r}: expected gsm8k, mrd3 or gsm8k+mrd3")
         if self.shots < 1:
             raise UserError(f"config.task.shots = {self.shots}: expected at least 1")
         for key, allowed in (("candidates", ("random", "bm25")), ("source", ("files", "tfds"))):
@@ -130,7 +131,8 @@ class WordProblems:
     @cached_property
     def shot_pool(self) -> list[Problem]:
         """The worked examples that shots are drawn from."""
-        return self._divided(self.pool or (self.dataset if self.dataset == "mrd3" else "gsm8k"))["pool"]
+        names = self.pool or (self.dataset if self.dataset == "mrd3" else "gsm8k")
+        return [row for name in names.split("+") for row in self._divided(name)["pool"]]
 
     def _read(self, dataset: str, split: str) -> list[Problem]:
         if self.source == "tfds":
