@@ -130,8 +130,11 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("seed.a=1", r"config.seed .* should be int"),
         (
             "budget.keep_tokens=64",
-            r"config.budget.keep_tokens in the flag .* is 64 and config.budget.keep_rates in .*run",
+            r"config.budget.keep_tokens in the flag .* is \[64\] and config.budget.keep_rates in .*run",
         ),
+        ("budget.keep_tokens=[64,0]", r"config.budget.keep_tokens .* should be numbers above 0"),
+        ("eval.keep_tokens=-1", r"config.eval.keep_tokens .* should be numbers above 0"),
+        ("eval.keep_rates=[]", r"config.eval.keep_rates .* should be keep rates in"),
         ("budget.keep_rates=[]", r"config.budget.keep_rates .* should be keep rates in"),
         ("parallel.num_processes=2", r"config.parallel.coordinator .* should be .host:port. of process 0, not None"),
         ("parallel.coordinator=here", r"config.parallel.coordinator .* should be .host:port."),
@@ -226,7 +229,7 @@ def test_stale_draws_are_refused(path):
 
 def test_tokens_take_the_place_of_rates(path):
     budget = load_config(path, ["budget.keep_tokens=64", "budget.keep_rates=[]"]).budget
-    assert (budget.keep_tokens, budget.keep_rates) == (64, ())
+    assert (budget.keep_tokens, budget.keep_rates) == ((64,), ())
 
 
 def test_paths_are_saved_absolute(tmp_path, monkeypatch):

@@ -85,6 +85,9 @@ def test_a_question_is_never_its_own_shot(folder):
 
 
 def test_pool_and_difficulty(folder):
+    both = Gsm8k(pool="gsm8k+mrd3", **SMALL)
+    assert both.shot_pool == [*Gsm8k(**SMALL).shot_pool, *Gsm8k(pool="mrd3", **SMALL).shot_pool]
+    assert len({"box" in shot for i in range(4) for shot in both.examples("train", 4)[i].context}) == 2
     assert all("box" in shot for shot in Svamp(pool="mrd3", **SMALL).examples("test", 1)[0].context)
     task = Mrd3(max_difficulty=2, **SMALL)
     assert all(p.difficulty <= 2 for p in [*task.problems("train"), *task.shot_pool])

@@ -111,10 +111,11 @@ def test_one_compile_serves_all_settings_and_reads_no_more_than_each_needs() -> 
 
 def test_a_number_of_tokens_is_one_more_budget() -> None:
     reader = Reader(read, {"cost": jnp.float32(0.5)})
-    found = sweep(batches(), (Full(), First()), reader, keep_rates=(0.5, 0.3), keep_tokens=30, granularity="segment")
+    found = sweep(batches(), (Full(), First()), reader, keep_rates=(0.5, 0.3), keep_tokens=(30,), granularity="segment")
     assert found.settings == (("full", 1.0), ("first", 0.3), ("first", 0.5)), "an equal rate gives way"
     np.testing.assert_array_equal(found.kept[1:], [[30] * COUNT, [50] * COUNT])
-    (budget,) = make_budgets(batches(), (), 1000)
+    assert [str(budget) for budget in make_budgets(batches(), (), (20, 40))] == ["0.2 (20 tokens)", "0.4 (40 tokens)"]
+    (budget,) = make_budgets(batches(), (), (1000,))
     assert (budget, str(budget)) == (Budget(1.0, 1000), "1 (1000 tokens)")
     np.testing.assert_array_equal(budget.of(batches()[0]), 100)
 
@@ -123,7 +124,7 @@ def test_forced_tokens_above_the_budget_are_counted_and_kept() -> None:
     given = batches()
     for number, batch in enumerate(given):
         batch.forced[number + 1] = batch.role[number + 1] == Role.CONTEXT
-    budgets = make_budgets(given, (1.0, 0.5, 0.25), None)
+    budgets = make_budgets(given, (1.0, 0.5, 0.25), ())
     assert forced_over(given, budgets).endswith(f": 2 of {COUNT} at 0.5, 2 of {COUNT} at 0.25")
     assert forced_over(batches(), budgets) == ""
     found = sweep(given, (First(),), Reader(read, {"cost": jnp.float32(1)}), keep_rates=(0.5,), granularity="segment")
