@@ -5,8 +5,8 @@
 Variants: `configs/chain.py:rl` (reinforcement alone), `:supervised` (labels alone), default both.
 Training takes about 8 minutes of CPU time, evaluation one.
 
-What to expect of exact match on 500 test questions (seed 0, all three): ours at 25 % kept 1.00, as the oracle; bm25 .43;
-random .11, the chance that it draws what is needed; the reader alone, with all 32 statements, .46 (it reads short
+What to expect of exact match on 500 test questions (seed 0, each variant): ours at 25 % kept 1.00, as the oracle; bm25
+.43; random .11, the chance that it draws what is needed; the reader alone, with all 32 statements, .46 (it reads short
 contexts without error).
 """
 

@@ -39,7 +39,7 @@ def frozen_work(built: Build) -> Callable[..., Any]:
 
     def work(frozen: Any, batch: Batch, prompts: Batch) -> Any:
         def one(short: Batch) -> Any:
-            reading = built.networks.read({}, frozen, short)
+            reading = built.networks.read_compacted({}, frozen, short)
             return reading.nll_sum, reading.exact
 
         return built.networks.features({}, frozen, batch), jax.lax.map(one, prompts)

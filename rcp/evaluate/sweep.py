@@ -22,9 +22,10 @@ import numpy as np
 
 from rcp.data.pack import round_up
 from rcp.evaluate.budgets import Budget, make_budgets
-from rcp.evaluate.lengths import ROUND, of_lengths
+from rcp.evaluate.lengths import ROUND
 from rcp.evaluate.results import Results, Shown, real_rows
 from rcp.nn.layout import context_tokens
+from rcp.nn.lengths import of_lengths
 from rcp.nn.pruner import Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from rcp.config import Config
 from rcp.nn import pruner
+from rcp.nn.lengths import of_own_length
 from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
@@ -66,6 +67,12 @@ class Networks:
         positions = None if keep is None else jnp.maximum(jnp.cumsum(keep > 0, axis=1, dtype=jnp.int32) - 1, 0)
         model = self.model_of(params, frozen)
         return read(model, batch, max_answer=self.max_answer, keep=keep, positions=positions, log_probs=log_probs)
+
+    def read_compacted(self, params: Params, frozen: Params, batch: Batch) -> Reading:
+        """Compacted prompts, without the padding that none of them needs."""
+        return of_own_length(lambda weights, prompts: self.read(weights[0], weights[1], prompts))(
+            (params, frozen), batch
+        )
 
 
 class Collected(NamedTuple):
@@ -121,7 +128,7 @@ def make_pruner_step(
         short, single = lengths(batch.role.shape[1])
 
         def read_batch(prompts: Batch) -> Reading:
-            return networks.read(state.params, frozen, prompts)
+            return networks.read_compacted(state.params, frozen, prompts)
 
         labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
         full = None

@@ -1,0 +1,56 @@
+"""One compiled function for prompts of several static lengths, so that short prompts cost what short prompts cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from rcp.nn.layout import prompt_lengths
+from rcp.types import Batch
+
+PARTS = (0.55, 0.7, 0.85, 1.0)
+"""The shares of a static length that `of_own_length` chooses from."""
+
+
+def of_lengths(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) -> Callable[..., Any]:
+    """`function(params, batch)` as a function of (params, batch, number) that gets `lengths[number]` tokens of a batch.
+
+    The number is traced: one compile serves all lengths, and none of them reads the padding of another. Batches are
+    compacted to the largest length; the results of all lengths have the same shapes.
+    """
+
+    def cut(length: int) -> Callable[[Any, Batch], Any]:
+        return lambda params, batch: function(params, shortened(batch, length))
+
+    branches = [cut(length) for length in lengths]
+
+    def switched(params: Any, batch: Batch, number: Int[Array, ""]) -> Any:
+        return jax.lax.switch(number, branches, params, batch)
+
+    return switched
+
+
+def of_own_length(function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
+    """`function(params, batch)` on the shortest of `PARTS` of the batch's static length that holds all its prompts.
+
+    A static length must hold the longest prompt of a whole data set; most batches need less of it.
+    """
+
+    def chosen(params: Any, batch: Batch) -> Any:
+        whole = batch.role.shape[1]
+        lengths = sorted({-(-int(whole * part) // 8) * 8 if part < 1 else whole for part in PARTS})
+        needed = jnp.max(prompt_lengths(batch))
+        number = jnp.sum(needed > jnp.asarray(lengths[:-1], jnp.int32), dtype=jnp.int32)
+        return of_lengths(function, lengths)(params, batch, number)
+
+    return chosen
+
+
+def shortened(batch: Batch, length: int) -> Batch:
+    """The first `length` tokens of every prompt."""
+    names = ("tokens", "role", "segment", "forced")
+    return batch._replace(**{name: getattr(batch, name)[:, :length] for name in names})
