@@ -113,25 +113,38 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> Any:
-    """Variance of one estimate against bias, a panel a problem. Hollow: no bias found, drawn at its standard error."""
+    """Variance of one estimate against bias, a panel a problem; the settings of one estimator are joined by a line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     found = problems(rows)
-    fig = Figure(figsize=(6 * len(found) + 0.5, 4.6), layout="constrained")
-    for axis, of_size in zip(fig.subplots(1, len(found), squeeze=False)[0], found.values(), strict=True):
-        for row in of_size:
-            colour = {"PL": "#c0392b", "CB": "#2980b9"}[SHORT[row["distribution"]]]
-            visible = row["bias"] > 0 and row["bias_z"] > 3
-            x = row["bias"] if visible else row["bias_error"]
-            marker = "o" if row["unbiased"] else "s"
-            axis.plot(x, row["variance"], marker, color=colour, markerfacecolor=colour if visible else "none")
-            axis.annotate(row["estimator"], (x, row["variance"]), (4, 4), textcoords="offset points", fontsize=7)
-        axis.set(xscale="log", yscale="log", xlabel="relative bias (hollow: none found, at its standard error)")
-        axis.margins(0.15)
-        axis.set_ylabel("variance of one estimate, relative")
+    fig = Figure(figsize=(5 * len(found) + 2.2, 4.6), layout="constrained")
+    panels = fig.subplots(1, len(found), squeeze=False)[0]
+    for axis, of_size in zip(panels, found.values(), strict=True):
+        for number, name in enumerate(dict.fromkeys(row["name"] for row in of_size)):
+            _draw(axis, [row for row in of_size if row["name"] == name], f"C{number}")
+        axis.set(xscale="log", yscale="log", xlabel="relative bias", ylabel="variance of one estimate, relative")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(0.12)
         axis.set_title(f"{of_size[0]['keep']} of {of_size[0]['tokens']} tokens", fontsize=10, loc="left")
-    fig.suptitle("red: Plackett-Luce, blue: conditional Bernoulli; circles: unbiased by theory", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    fig.supxlabel("hollow: no bias found, drawn at the length that chance gives; PL circles, CB squares", fontsize=9)
     return fig
+
+
+def _draw(axis: Any, rows: Sequence[Row], colour: str) -> None:
+    """The points of one estimator."""
+    marker = {"PL": "o", "CB": "s"}[SHORT[rows[0]["distribution"]]]
+    seen = [row["bias"] > 0 and row["bias_z"] > 3 for row in rows]
+    x = [row["bias"] if visible else row["bias_error"] for row, visible in zip(rows, seen, strict=True)]
+    axis.plot(x, [row["variance"] for row in rows], color=colour, linewidth=0.8)
+    for place, row, visible in zip(x, rows, seen, strict=True):
+        label = row["name"] if row is rows[0] else None
+        fill = colour if visible else "none"
+        axis.plot(place, row["variance"], marker, color=colour, markerfacecolor=fill, linestyle="none", label=label)
+        setting = row["estimator"].removeprefix(row["name"]).strip()
+        axis.annotate(setting, (place, row["variance"]), (4, 4), textcoords="offset points", fontsize=7)
 
 
 def write_report(folder: Path, rows: Sequence[Row]) -> str:
