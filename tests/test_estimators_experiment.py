@@ -1,0 +1,83 @@
+"""The table of gradient estimators, end to end on a tiny problem: files, resumption, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import estimators
+from experiments.estimators_problem import Problem, enumerated
+from tests.sampling import enumeration as exact
+
+TINY = ["--samples=4", "--repeats=200", "--seeds=0", "--tokens=4", "--keep=2", "--large-tokens=0", "--timings=1"]
+TINY += ["--temperatures=0.5", "--steps=1"]
+
+
+@pytest.mark.parametrize("distribution", ["plackett-luce", "conditional-bernoulli"])
+def test_the_enumerated_gradient_equals_finite_differences(distribution):
+    problem = Problem(5, 2, 0)
+    logits, constant, linear, pairs = (np.asarray(array, np.float64) for array in problem.arrays())
+    masks = exact.subsets(5, 2).astype(float)
+    rewards = constant + masks @ linear + ((masks @ pairs) * masks).sum(-1) / 2
+    sets = exact.plackett_luce_sets if distribution == "plackett-luce" else exact.conditional_bernoulli_sets
+    expected = exact.gradient(lambda theta: sets(theta, 2) @ rewards, logits)
+    np.testing.assert_allclose(enumerated(problem, distribution).gradient, expected, atol=1e-8)
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three estimators instead of all: each costs seconds of compilation."""
+    kinds = {name: estimators.ESTIMATORS[name] for name in ("reinforce-loo", "conditional-loo", "relaxed-threshold")}
+    monkeypatch.setattr(estimators, "ESTIMATORS", kinds)
+
+
+def test_writes_the_report_and_resumes_cell_by_cell(three, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = [f"--output={tmp_path}", *TINY]
+    assert estimators.main(arguments) == 0
+    first = capsys.readouterr()
+    assert "2 of 4 tokens, 4 draws an estimate" in first.out and first.err.count(" s\n") == 3
+    cells = sorted((tmp_path / "cells" / "4_2_seed0").iterdir())
+    assert [path.name for path in cells] == ["conditional-loo.json", "reinforce-loo.json", "relaxed-threshold_0.5.json"]
+    with (tmp_path / "report.csv").open() as file:
+        rows = {row["estimator"]: row for row in csv.DictReader(file)}
+    assert float(rows["conditional-loo"]["bias"]) < 0.3 and float(rows["conditional-loo"]["cosine_of_mean"]) > 0.9
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.md").read_text().count("| relaxed-threshold 0.5 | PL | no |") == 1
+    assert (tmp_path / "report.tex").read_text().rstrip().endswith(r"\end{tabular}")
+
+    assert estimators.main(arguments) == 0  # nothing is computed, the table is the same
+    assert capsys.readouterr() == (first.out, "")
+    cells[0].write_text(cells[0].read_text()[:100])  # cut off
+    stale = json.loads(cells[1].read_text())
+    stale["settings"]["repeats"] = 7
+    cells[1].write_text(json.dumps(stale))
+    assert estimators.main(arguments) == 0
+    again = capsys.readouterr().err
+    assert "conditional-loo" in again and "reinforce-loo" in again and "relaxed" not in again
+
+
+def test_a_reference_by_brute_force_agrees_with_enumeration():
+    problem = Problem(4, 2, 1)
+    values = estimators.referenced(problem, "conditional-bernoulli", 40_000)
+    truth = enumerated(problem, "conditional-bernoulli").gradient
+    distance = np.sum((np.asarray(values["gradient"]) - truth) ** 2)
+    assert distance < values["trace"] + 5 * np.sqrt(2) * values["frobenius"]
+    assert 0 < np.sqrt(values["trace"]) < 0.05 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--keep=4", "--keep=4 must be less than the 4 tokens"), ("--samples=1", "--samples must be at least 2")]
+    + [("--steps=0", "must be positive"), ("--tokens=0", "the 0 tokens"), ("--tokens=40", "")],
+)
+def test_errors_name_the_flag(flag, message, tmp_path, capsys):
+    arguments = [f"--output={tmp_path}", *TINY, flag]
+    if flag == "--tokens=40":
+        arguments, message = [*arguments, "--keep=6"], "ordered draws to enumerate"
+    assert estimators.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
