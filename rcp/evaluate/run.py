@@ -17,7 +17,7 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, LLMLingua, Mmr, Perplexity, Policy
+from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, LLMLingua, Mmr, Perplexity, Policy, Selective
 from rcp.types import Batch, Role, UserError
 
 FILES = (
@@ -62,6 +62,7 @@ def make_policies(
         "mmr": lambda: Mmr.of(model, length=piece),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
         "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
+        "selective": lambda: Selective.of(model, decode=decode),
     }
     return [made[method]() for method in methods]
 

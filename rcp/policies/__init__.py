@@ -11,6 +11,7 @@ from rcp.policies.oracle import Oracle
 from rcp.policies.perplexity import Perplexity
 from rcp.policies.position import First, Full, Last, NoContext, Shorter
 from rcp.policies.retrieval import Bm25
+from rcp.policies.selective import Selective
 
 POLICIES: dict[str, type[Policy]] = {
     "full": Full,
@@ -27,6 +28,7 @@ POLICIES: dict[str, type[Policy]] = {
     "mmr": Mmr,
     "contrast": Contrast,
     "llmlingua": LLMLingua,
+    "selective": Selective,
 }
 """Every comparison by the name that tables and configurations use."""
 
@@ -46,5 +48,6 @@ __all__ = [
     "Perplexity",
     "Policy",
     "Random",
+    "Selective",
     "Shorter",
 ]
