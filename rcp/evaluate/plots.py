@@ -12,6 +12,8 @@ from rcp.evaluate.tables import METRICS, UNSWEPT, Row, groups_of
 COLOURS = {
     "ours": "#c0392b",
     "oracle": "#2c3e50",
+    "alone": "#566573",
+    "greedy": "#17202a",
     "bm25": "#2980b9",
     "embedding": "#5dade2",
     "mmr": "#1f618d",
@@ -30,6 +32,8 @@ LABELS = {"em": "exact match", "nll": "answer NLL (nats a token)"}
 MARKERS = {
     "ours": "o",
     "oracle": "D",
+    "alone": "d",
+    "greedy": "H",
     "bm25": "s",
     "embedding": "p",
     "mmr": "h",
