@@ -13,7 +13,7 @@ OBJECTIVES = ("nll", "kl", "bce", "reinforce", "ppo", "entropy", "budget")
 """Names that `objectives` may hold; `rcp.objectives` has one function for each."""
 DEFAULT_METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
 """What `eval.methods` holds where a configuration does not say: comparisons that cost at most one reading."""
-METHODS = (*DEFAULT_METHODS, "embedding", "mmr", "contrast", "llmlingua")
+METHODS = (*DEFAULT_METHODS, "embedding", "mmr", "contrast", "llmlingua", "selective", "alone", "greedy")
 """Names that `eval.methods` may hold."""
 
 Schedule = Literal["constant", "linear", "cosine"]

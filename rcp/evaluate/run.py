@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
@@ -17,7 +18,20 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
-from rcp.policies import POLICIES, Bm25, Contrast, Embedding, Learned, LLMLingua, Mmr, Perplexity, Policy
+from rcp.policies import (
+    POLICIES,
+    Alone,
+    Bm25,
+    Contrast,
+    Embedding,
+    Greedy,
+    Learned,
+    LLMLingua,
+    Mmr,
+    Perplexity,
+    Policy,
+    Selective,
+)
 from rcp.types import Batch, Role, UserError
 
 FILES = (
@@ -32,6 +46,8 @@ FILES = (
     "kept.html",
     "results.npz",
 )
+GREEDY = 4
+"""How many segments the method "greedy" searches for: it reads as many times the number of segments an example."""
 
 
 def make_policies(
@@ -52,6 +68,9 @@ def make_policies(
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
+    fixed = (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER)
+    answer = max(int(np.max(np.sum(batch.role == Role.ANSWER, axis=1))) for batch in batches)
+    with_some = tuple(longest(batches, fixed, count) for count in range(1, GREEDY + 1))
     piece = max(longest(batches, (Role.QUESTION,)), longest(batches, (), 1))
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
@@ -62,6 +81,9 @@ def make_policies(
         "mmr": lambda: Mmr.of(model, length=piece),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
         "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
+        "selective": lambda: Selective.of(model, decode=decode),
+        "alone": lambda: Alone.of(model, length=with_some[0], max_answer=answer),
+        "greedy": lambda: Greedy.of(model, lengths=with_some, max_answer=answer),
     }
     return [made[method]() for method in methods]
 

@@ -148,7 +148,7 @@ class _Bench:
 
     def scores(self, policy: Policy, batch: Batch, key: jax.Array, budget: Budget, *, first: bool) -> tuple[Any, float]:
         """The policy's scores and the seconds they took, compilation excluded."""
-        spend = budget.of(batch) if policy.needs_budget else None
+        spend = policy.spend(batch, budget.of(batch)) if policy.needs_budget else None
         if first:
             jax.block_until_ready(policy.scores(batch, key=key, budget=spend))
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the pruner is compared with: comparisons behind one signature, `scores(batch, key=key) -> Scores`."""
+"""What the pruner is compared with: one signature, `scores(batch, key=key, budget=budget) -> Scores`."""
 
 from rcp.policies.base import Policy
 from rcp.policies.chance import Random
@@ -7,10 +7,11 @@ from rcp.policies.diversity import Mmr
 from rcp.policies.embedding import Embedding
 from rcp.policies.learned import Learned
 from rcp.policies.llmlingua import LLMLingua
-from rcp.policies.oracle import Oracle
+from rcp.policies.oracle import Alone, Greedy, Oracle
 from rcp.policies.perplexity import Perplexity
 from rcp.policies.position import First, Full, Last, NoContext, Shorter
 from rcp.policies.retrieval import Bm25
+from rcp.policies.selective import Selective
 
 POLICIES: dict[str, type[Policy]] = {
     "full": Full,
@@ -27,16 +28,21 @@ POLICIES: dict[str, type[Policy]] = {
     "mmr": Mmr,
     "contrast": Contrast,
     "llmlingua": LLMLingua,
+    "selective": Selective,
+    "alone": Alone,
+    "greedy": Greedy,
 }
 """Every comparison by the name that tables and configurations use."""
 
 __all__ = [
     "POLICIES",
+    "Alone",
     "Bm25",
     "Contrast",
     "Embedding",
     "First",
     "Full",
+    "Greedy",
     "LLMLingua",
     "Last",
     "Learned",
@@ -46,5 +52,6 @@ __all__ = [
     "Perplexity",
     "Policy",
     "Random",
+    "Selective",
     "Shorter",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rcp.cli import main
+from rcp.config import DEFAULT_METHODS, METHODS
 from rcp.evaluate.run import FILES
 from rcp.evaluate.tables import read_results
 
@@ -57,6 +58,18 @@ def test_methods_spend_the_same(workdir: Path) -> None:
     for (method, rate), kept in zip(results.settings, results.kept):
         if method not in ("full", "none", "shorter"):
             np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
+
+
+def test_the_methods_that_are_not_default_spend_the_same(workdir: Path, tmp_path: Path) -> None:
+    methods = [method for method in METHODS if method not in DEFAULT_METHODS]
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    flags = ["--config.eval.examples=6", "--config.eval.batch_size=4", f"--config.eval.methods={methods}"]
+    assert main(["eval", f"--workdir={copy}", *flags]) == 0
+    results = read_results(copy / "eval" / "results.npz")
+    assert list(dict.fromkeys(method for method, _ in results.settings)) == methods
+    for (_, rate), kept in zip(results.settings, results.kept):
+        np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
 
 
 def test_prune_prints_the_text_and_the_counts(

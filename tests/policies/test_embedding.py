@@ -13,13 +13,15 @@ from tests.policies.prompts import KEY, MODEL, PROMPTS, prompts, rows_of, spends
 
 LENGTH = 8
 POLICY = Embedding.of(MODEL, layer=1, length=LENGTH)
+HIDDEN = jax.jit(lambda tokens: MODEL.hidden(tokens, stop=1))
 
 
 def naive_embeddings(batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
     """Unit embeddings of the row's segments and question."""
     pieces = [batch.tokens[row, batch.segment[row] == s] for s in range(batch.segment[row].max() + 1)]
     pieces.append(batch.tokens[row, batch.role[row] == Role.QUESTION])
-    means = np.stack([np.asarray(MODEL.hidden(piece[None], stop=1))[0].mean(axis=0) for piece in pieces])
+    filled = [np.pad(piece, (0, LENGTH - len(piece)))[None] for piece in pieces]  # behind it; the reader is causal
+    means = np.stack([np.asarray(HIDDEN(x))[0, : len(piece)].mean(axis=0) for x, piece in zip(filled, pieces)])
     centred = means - means.mean(axis=0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     return unit[:-1], unit[-1]

@@ -90,7 +90,7 @@ def test_forced_tokens_are_kept_within_the_budget() -> None:
     assert {1, 12} <= set(kept)
 
 
-def test_the_sweep_scores_it_once_a_budget_with_one_compile() -> None:
+def test_the_sweep_scores_it_once_a_budget() -> None:
     asked: list[list[int]] = []
 
     class Watched(LLMLingua):

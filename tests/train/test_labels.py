@@ -11,9 +11,10 @@ import pytest
 
 from rcp.config import LabelConfig
 from rcp.data.pack import collate
+from rcp.nn.gains import gains_beside, gains_within
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
-from rcp.train.labels import keep_labels, segment_gains
+from rcp.train.labels import keep_labels
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, encode_prompt
 
@@ -54,7 +55,8 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
     expected = naive_gains(alone)
     there = np.isfinite(expected)
     np.testing.assert_array_equal(segment_exists(batch), there)
-    gains = jax.jit(lambda batch: segment_gains(alone, batch, read, 12))(batch)
+    none = jnp.zeros(batch.role.shape, bool)
+    gains = jax.jit(lambda b: gains_beside(none, b, read, 12) if alone else gains_within(b, read))(batch)
     np.testing.assert_allclose(np.asarray(gains)[there], expected[there], rtol=1e-4, atol=1e-5)
 
     config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)

@@ -1,0 +1,47 @@
+"""What each segment does to the gold answer's likelihood under the reader: beside some others, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rcp.nn.layout import in_context, segment_lengths
+from rcp.nn.pruner import compact
+from rcp.nn.reader import Reading
+from rcp.types import Batch
+
+Read = Callable[[Batch], Reading]
+"""The frozen model on prompts with their gold answers."""
+
+
+def gains_beside(
+    chosen: Bool[Array, "batch tokens"], batch: Batch, read: Read, length: int
+) -> Float[Array, "batch segments"]:
+    """-NLL of the answer, nats a token, with each segment in turn beside the `chosen` context tokens as the context.
+
+    Reads one segment of all examples at a time, so memory does not grow with their number: of every example its
+    shortest first, so that those read together are about as long.
+
+    Args:
+      chosen: none of them judges each segment alone.
+      length: static, holds any prompt with the chosen tokens and one segment more.
+    """
+    return -_with_each(lambda inside: chosen | inside, batch, read, length)
+
+
+def gains_within(batch: Batch, read: Read) -> Float[Array, "batch segments"]:
+    """NLL of the answer, nats a token, without each segment in turn: its gain within the whole, up to a constant."""
+    return _with_each(lambda inside: ~inside, batch, read, batch.role.shape[1])
+
+
+def _with_each(context: Callable[[Array], Array], batch: Batch, read: Read, length: int) -> Array:
+    """NLL with the context tokens that `context` makes of each segment's."""
+    order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
+
+    def one(segment: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        return read(compact(batch, ~in_context(batch) | context(batch.segment == segment[:, None]), length)).nll
+
+    return jnp.take_along_axis(jax.lax.map(one, order.T).T, jnp.argsort(order, axis=1), axis=1)
