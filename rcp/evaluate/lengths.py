@@ -13,6 +13,20 @@ ROUND = 16
 """Static lengths are multiples of this, so that close lengths share one."""
 
 
+LENGTHS = 8
+"""The most static lengths of one sweep: each is compiled apart."""
+
+
+def shared_lengths(needs: np.ndarray, whole: int) -> list[int]:
+    """Static lengths, ascending, at most `LENGTHS` and none above `whole`, that serve batches of these needs well."""
+    rounded = np.unique(np.minimum(-(-needs // ROUND) * ROUND, whole))
+    if len(rounded) > LENGTHS:  # as many batches to each, about, and the largest among them
+        counted = np.sort(np.minimum(-(-needs // ROUND) * ROUND, whole))
+        places = np.linspace(0, len(counted) - 1, LENGTHS + 1)[1:].astype(int)
+        rounded = np.unique(counted[places])
+    return rounded.tolist()
+
+
 def longest(batches: Sequence[Batch], roles: Sequence[Role], segments: int = 0) -> int:
     """A static length that holds, of any prompt, its tokens of these roles and its `segments` longest segments."""
     need = 1

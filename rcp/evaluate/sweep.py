@@ -20,9 +20,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from rcp.data.pack import round_up
 from rcp.evaluate.budgets import Budget, make_budgets
-from rcp.evaluate.lengths import ROUND
+from rcp.evaluate.lengths import shared_lengths
 from rcp.evaluate.results import Results, Shown, real_rows
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
@@ -139,8 +138,8 @@ class _Bench:
     def __init__(self, reader: Reader, batches: Sequence[Batch], settings: Sequence[tuple[Policy, Budget]], shown: int):
         self.reader, self.batches, self.shown = reader, batches, shown
         self.real = [batch.weight > 0 for batch in batches]
-        self._length = {(policy.name, budget): self._needed(policy, budget) for policy, budget in settings}
-        self.lengths = sorted(set(self._length.values()))
+        self._needed = {(policy.name, budget): self._needs(policy, budget) for policy, budget in settings}
+        self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
         self.compiles: dict[str, int] = {}
         self._compiled: dict[tuple, Any] = {}
         self._memo: dict[tuple[int, int, bytes], tuple[Any, np.ndarray, float]] = {}
@@ -167,7 +166,8 @@ class _Bench:
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
         column.prune_seconds += time.perf_counter() - start
-        reading, correct, seconds = self._read(number, short, self.lengths.index(self._length[policy.name, budget]))
+        length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
+        reading, correct, seconds = self._read(number, short, length)
         column.model_seconds += seconds
         tokens = np.maximum(np.asarray(reading.answer_tokens), 1)
         self.answer_tokens[number] = tokens
@@ -176,14 +176,14 @@ class _Bench:
         column.em.append(correct[real])
         column.keep.append(np.asarray(keep)[real] if number * len(real) < self.shown else np.zeros((0, 0), bool))
 
-    def _needed(self, policy: Policy, budget: Budget) -> int:
-        """The smallest multiple of ROUND that holds every prompt at this budget, at most the batches' own length."""
-        need = 0
+    def _needs(self, policy: Policy, budget: Budget) -> np.ndarray:
+        """Tokens of the longest prompt of each batch at this budget, int [batches]."""
+        needs = []
         for batch in self.batches:
             fixed = np.sum((batch.role != Role.PAD) & (batch.role != Role.CONTEXT), axis=1)
             kept = np.asarray(budget.of(batch) if policy.swept else policy.spend(batch, budget.of(batch)))
-            need = max(need, int(np.max(fixed + np.maximum(kept, batch.forced.sum(axis=1)))))
-        return min(round_up(need, ROUND), self.batches[0].tokens.shape[1])
+            needs.append(int(np.max(fixed + np.maximum(kept, batch.forced.sum(axis=1)))))
+        return np.array(needs)
 
     def _read(self, number: int, short: Batch, length: int) -> tuple[ReadingLike, np.ndarray, float]:
         """The reader's verdict. A prompt that was read before (every method at keep rate 1, say) is not read again."""

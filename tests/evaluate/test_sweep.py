@@ -12,7 +12,7 @@ import pytest
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
 from rcp.evaluate.budgets import Budget, forced_over, make_budgets
-from rcp.evaluate.lengths import ROUND
+from rcp.evaluate.lengths import LENGTHS, ROUND, shared_lengths
 from rcp.evaluate.page import page
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Judge, Reader, sweep
@@ -107,6 +107,16 @@ def test_one_compile_serves_all_settings_and_reads_no_more_than_each_needs() -> 
     fixed = 4
     for (_, rate), nll in zip(results.settings, results.nll):
         np.testing.assert_array_equal(2 * nll, -(-(fixed + int(rate * 100)) // ROUND) * ROUND)
+
+
+def test_shared_lengths_are_few_and_hold_every_need() -> None:
+    assert shared_lengths(np.array([3, 16, 17, 60]), 112) == [16, 32, 64]
+    assert shared_lengths(np.array([3, 110]), 112) == [16, 112]
+    assert shared_lengths(np.array([3, 110]), 111) == [16, 111]
+    needs = np.random.default_rng(0).integers(1, 3000, 200)
+    lengths = shared_lengths(needs, 3000)
+    assert len(lengths) <= LENGTHS and lengths == sorted(lengths)
+    assert max(lengths) >= needs.max() and all(length % ROUND == 0 or length == 3000 for length in lengths)
 
 
 def test_a_number_of_tokens_is_one_more_budget() -> None:
