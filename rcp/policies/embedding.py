@@ -4,8 +4,9 @@ What dense retrieval does (Karpukhin et al., "Dense Passage Retrieval for Open-D
 2004.04906), with the reader itself as the encoder.
 
 Departures: no encoder is trained. A piece is embedded as the mean over its tokens of the frozen reader's hidden states
-after one layer; each piece is read apart from the others, so that nothing crosses between them; and embeddings are
-centred over the pieces of the prompt, since what all of them share is most of a language model's hidden state.
+after one layer, each scaled to unit mean square (the first token's is far larger than the rest and would otherwise
+tell only how long the piece is); each piece is read apart from the others, so that nothing crosses between them; and
+embeddings are centred over the pieces of the prompt, since what all of them share is most of a language model's state.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def embed_pieces(
         piece = compact(batch, inside, length)
         count = prompt_lengths(piece)
         states = model.hidden(piece.tokens, lengths=count, stop=stop)
+        states = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
         there = first_tokens(count, states.shape[1])[..., None]
         total = jnp.sum(jnp.where(there, states, 0.0), axis=1)
         return total / jnp.maximum(count, 1)[:, None].astype(jnp.float32)

@@ -21,7 +21,8 @@ def naive_embeddings(batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
     pieces = [batch.tokens[row, batch.segment[row] == s] for s in range(batch.segment[row].max() + 1)]
     pieces.append(batch.tokens[row, batch.role[row] == Role.QUESTION])
     filled = [np.pad(piece, (0, LENGTH - len(piece)))[None] for piece in pieces]  # behind it; the reader is causal
-    means = np.stack([np.asarray(HIDDEN(x))[0, : len(piece)].mean(axis=0) for x, piece in zip(filled, pieces)])
+    states = [np.asarray(HIDDEN(x))[0, : len(piece)] for x, piece in zip(filled, pieces)]
+    means = np.stack([(s / np.sqrt((s**2).mean(axis=1, keepdims=True) + 1e-6)).mean(axis=0) for s in states])
     centred = means - means.mean(axis=0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     return unit[:-1], unit[-1]
