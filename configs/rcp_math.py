@@ -4,7 +4,8 @@
 
 Candidates are drawn from GSM8K and MRD3 together. Labels say how much each helps the gold solution when it stands
 alone; a warm start learns them, then draws at both budgets are rewarded for the likelihood of the solution. The scorer
-is told the budget, so one run serves every budget.
+is told the budget, so one run serves every budget. Not measured yet; configs/gsm8k.py is the same job with eight
+candidates.
 Variants: `configs/rcp_math.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the files of
 GSM8K and MRD3 (`rcp doctor` says where they are looked for).
 """
