@@ -2,9 +2,9 @@
 
     rcp train --config=configs/facts.py --workdir=runs/facts && rcp eval --workdir=runs/facts
 
-Variants: `configs/facts.py:rl` (reinforcement alone, which does not learn here), `:supervised` (labels alone), default both. Labels are the
-sentences that the task says are needed. Default: 6.4 minutes to train on 2 CPU cores; expect about .68 exact match
-at 25 % kept where the full context gets .11 (experiments/results/facts.md).
+Variants: `configs/facts.py:rl` (reinforcement alone, which does not learn here), `:supervised` (labels alone), default
+both. Labels are the sentences that the task says are needed. Default: 6.4 minutes to train on 2 CPU cores; expect about
+.68 exact match at 25 % kept where the full context gets .11 (experiments/results/facts.md).
 """
 
 from ml_collections import ConfigDict
