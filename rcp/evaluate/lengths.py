@@ -19,12 +19,12 @@ LENGTHS = 8
 
 def shared_lengths(needs: np.ndarray, whole: int) -> list[int]:
     """Static lengths, ascending, at most `LENGTHS` and none above `whole`, that serve batches of these needs well."""
-    rounded = np.unique(np.minimum(-(-needs // ROUND) * ROUND, whole))
-    if len(rounded) > LENGTHS:  # as many batches to each, about, and the largest among them
-        counted = np.sort(np.minimum(-(-needs // ROUND) * ROUND, whole))
-        places = np.linspace(0, len(counted) - 1, LENGTHS + 1)[1:].astype(int)
-        rounded = np.unique(counted[places])
-    return rounded.tolist()
+    rounded = np.sort(np.minimum([round_up(int(need), ROUND) for need in needs], whole))
+    lengths = np.unique(rounded)
+    if len(lengths) > LENGTHS:  # as many batches to each, about, and the largest among them
+        places = np.linspace(0, len(rounded) - 1, LENGTHS + 1)[1:].astype(int)
+        lengths = np.unique(rounded[places])
+    return lengths.tolist()
 
 
 def longest(batches: Sequence[Batch], roles: Sequence[Role], segments: int = 0) -> int:

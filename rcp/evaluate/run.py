@@ -68,22 +68,29 @@ def make_policies(
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
-    fixed = (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER)
-    answer = max(int(np.max(np.sum(batch.role == Role.ANSWER, axis=1))) for batch in batches)
-    with_some = tuple(longest(batches, fixed, count) for count in range(1, GREEDY + 1))
-    piece = max(longest(batches, (Role.QUESTION,)), longest(batches, (), 1))
+
+    def piece() -> int:
+        return max(longest(batches, (Role.QUESTION,)), longest(batches, (), 1))
+
+    def answer() -> int:
+        return max(int(np.max(np.sum(batch.role == Role.ANSWER, axis=1))) for batch in batches)
+
+    def with_segments(count: int) -> int:
+        return longest(batches, (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER), count)
+
+    steps = range(1, GREEDY + 1)
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
         "bm25": lambda: Bm25(decode),
         "ours": lambda: ours,
-        "embedding": lambda: Embedding.of(model, length=piece),
-        "mmr": lambda: Mmr.of(model, length=piece),
+        "embedding": lambda: Embedding.of(model, length=piece()),
+        "mmr": lambda: Mmr.of(model, length=piece()),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
         "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
         "selective": lambda: Selective.of(model, decode=decode),
-        "alone": lambda: Alone.of(model, length=with_some[0], max_answer=answer),
-        "greedy": lambda: Greedy.of(model, lengths=with_some, max_answer=answer),
+        "alone": lambda: Alone.of(model, length=with_segments(1), max_answer=answer()),
+        "greedy": lambda: Greedy.of(model, lengths=tuple(map(with_segments, steps)), max_answer=answer()),
     }
     return [made[method]() for method in methods]
 

@@ -30,4 +30,4 @@ class Learned(Policy):
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert self.score is not None
-        return self.score(self.params, batch, budget if self.told else None)
+        return self.score(self.params, batch, budget)
