@@ -154,6 +154,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
         granularity=config.budget.granularity,
+        cut=config.budget.cut,
         seed=config.seed,
         groups=task.groups or ("",),
         shown=config.eval.shown,

@@ -25,7 +25,7 @@ from rcp.evaluate.lengths import shared_lengths
 from rcp.evaluate.results import Results, Shown, real_rows
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
-from rcp.nn.pruner import Granularity, compact, prune
+from rcp.nn.pruner import Cut, Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
 
@@ -82,6 +82,7 @@ def sweep(
     keep_rates: Sequence[float],
     keep_tokens: Sequence[int] = (),
     granularity: Granularity,
+    cut: Cut = "end",
     seed: int = 0,
     groups: Sequence[str] = ("",),
     shown: int = 0,
@@ -94,7 +95,7 @@ def sweep(
       policies: see `rcp.policies`; those that do not heed the budget are evaluated once.
       keep_rates: fractions of the context's tokens to keep, in (0, 1].
       keep_tokens: more budgets, numbers of tokens; the rate of each in the results is the mean over the examples.
-      granularity: of policies that have none of their own.
+      granularity: of policies that have none of their own. cut: as in `rcp.nn.pruner.prune`, of all of them.
       seed: of the policies that draw.
       shown: of so many first examples the masks are kept.
       progress: told of each setting that is done.
@@ -107,7 +108,8 @@ def sweep(
     batches = [jax.tree.map(np.asarray, batch) for batch in batches]
     budgets = make_budgets(batches, keep_rates, keep_tokens)
     plan = {policy.name: budgets if policy.swept else [_unswept(policy)] for policy in policies}
-    bench = _Bench(reader, batches, [(policy, budget) for policy in policies for budget in plan[policy.name]], shown)
+    settings = [(policy, budget) for policy in policies for budget in plan[policy.name]]
+    bench = _Bench(reader, batches, settings, shown, cut)
     key = jax.random.key(seed)
     columns: dict[tuple[str, float], _Column] = {}
     for policy in policies:
@@ -135,8 +137,15 @@ def _unswept(policy: Policy) -> Budget:
 class _Bench:
     """The compiled functions and the batches that all settings share."""
 
-    def __init__(self, reader: Reader, batches: Sequence[Batch], settings: Sequence[tuple[Policy, Budget]], shown: int):
-        self.reader, self.batches, self.shown = reader, batches, shown
+    def __init__(
+        self,
+        reader: Reader,
+        batches: Sequence[Batch],
+        settings: Sequence[tuple[Policy, Budget]],
+        shown: int,
+        cut: Cut,
+    ):
+        self.reader, self.batches, self.shown, self.cut = reader, batches, shown, cut
         self.real = [batch.weight > 0 for batch in batches]
         self._needed = {(policy.name, budget): self._needs(policy, budget) for policy, budget in settings}
         self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
@@ -160,9 +169,8 @@ class _Bench:
         """One batch of one setting."""
         batch, real = self.batches[number], self.real[number]
         spend = policy.spend(batch, budget.of(batch))
-        select = self._compile(
-            ("prune", granularity), partial(_prune, self.lengths[-1], granularity), scores, batch, spend
-        )
+        pruned = partial(_prune, self.lengths[-1], granularity, self.cut)
+        select = self._compile(("prune", granularity), pruned, scores, batch, spend)
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
         column.prune_seconds += time.perf_counter() - start
@@ -239,7 +247,9 @@ class _Bench:
         return out
 
 
-def _prune(length: int, granularity: Granularity, scores: Any, batch: Batch, budget: Any) -> tuple[Any, Any, Batch]:
+def _prune(
+    length: int, granularity: Granularity, cut: Cut, scores: Any, batch: Batch, budget: Any
+) -> tuple[Any, Any, Batch]:
     """The keep mask, the context tokens kept, and the prompts compacted to `length`."""
-    pruned = prune(scores, batch, budget, granularity=granularity)
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
     return pruned.keep, pruned.kept, compact(batch, pruned.keep, length)
