@@ -95,12 +95,14 @@ class ScorerSection:
 @dataclass(frozen=True)
 class BudgetConfig:
     """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
-    tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set.
+    tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set. `cut`: which end of the segment that
+    crosses the budget is dropped; a worked example that loses its beginning still ends with its answer.
     """
 
     granularity: Literal["token", "segment", "two_stage"] = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
     keep_tokens: tuple[int, ...] | None = None
+    cut: Literal["end", "beginning"] = "end"
 
 
 @dataclass(frozen=True)
@@ -203,12 +205,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`keep`: how many checkpoints are kept."""
+    """`keep`: how many checkpoints are kept. `prepare`: compute the keep-labels and what a "pooled" scorer reads, once,
+    for all of `data.train_examples`, in a stage before the others; the model must be frozen.
+    """
 
     steps: int = 1000
     log_every: int = 10
     checkpoint_every: int = 200
     keep: int = 2
+    prepare: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,9 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         lengths = _get(config, key)
         ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
         need(ascending, key, "ascending, above 0")
+    if config.train.prepare:
+        need(config.model.train == "frozen", "model.train", '"frozen" where train.prepare is set')
+        need(config.data.train_examples is not None, "data.train_examples", "a number where train.prepare is set")
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
     if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')

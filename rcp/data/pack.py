@@ -40,10 +40,14 @@ class EncodedExample:
     uid: str = ""
 
     @property
+    def fixed(self) -> int:
+        """Tokens that are read whatever is pruned: of instruction, question and answer."""
+        return len(self.instruction) + len(self.question) + len(self.answer)
+
+    @property
     def length(self) -> int:
         """Tokens of the whole prompt, answer included."""
-        pieces = (self.instruction, *self.context, self.question, self.answer)
-        return sum(len(piece) for piece in pieces)
+        return self.fixed + sum(len(segment) for segment in self.context)
 
 
 def encode(example: Example, tokenizer: Tokenizer, *, index: int = 0, group: int = 0) -> EncodedExample:

@@ -164,7 +164,7 @@ def _svamp(row: dict[str, Any], where: str) -> Problem:
     if body[-1] not in ".!?,":
         body, question = body + ",", question[0].lower() + question[1:]  # "If he had 4, how much ..."
     answer = _number(row.get("Answer"), where, "Answer")
-    return Problem(f"{body} {question}", f"The answer is {answer}.", answer, where)
+    return Problem(f"{body} {question}", equation_solution(row.get("Equation"), answer), answer, where)
 
 
 def _addsub(row: dict[str, Any], where: str) -> Problem:
@@ -173,7 +173,27 @@ def _addsub(row: dict[str, Any], where: str) -> Problem:
     if not isinstance(solutions, list) or not solutions:
         raise UserError(f"{where}: expected 'lSolutions' to be a list with the answer")
     answer = _number(solutions[0], where, "lSolutions")
-    return Problem(question, f"The answer is {answer}.", answer, where)
+    equations = row.get("lEquations")
+    return Problem(question, equation_solution(equations[0] if equations else None, answer), answer, where)
+
+
+def equation_solution(equation: object, answer: str) -> str:
+    """The published equation as a worked solution: "70 - 27 = 43. The answer is 43."
+
+    "( 76.0 - 25.0 )" and "X = 70 - 27" are the forms that occur; one that has its unknown elsewhere stays as it is
+    ("18 + X = 40, so X = 22."), and what is no equation is left out.
+    """
+    conclusion = f"The answer is {answer}."
+    if not isinstance(equation, str) or equation.count("=") > 1:
+        return conclusion
+    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(equation.split()))
+    if "X" in text and not text.startswith("X = "):
+        return f"{text}, so X = {answer}. {conclusion}"
+    text = text.removeprefix("X = ")
+    if text.startswith("( ") and text.endswith(" )"):
+        text = text[2:-2]
+    text = text.replace("( ", "(").replace(" )", ")")
+    return f"{text} = {answer}. {conclusion}" if re.search(r"[-+*/]", text) else conclusion
 
 
 def _mrd3(row: dict[str, Any], where: str) -> Problem:

@@ -28,7 +28,7 @@ from rcp.evaluate.lengths import shared_lengths
 from rcp.evaluate.results import Results, Shown
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
-from rcp.nn.pruner import Granularity, compact, prune
+from rcp.nn.pruner import Cut, Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
 
@@ -73,6 +73,7 @@ def sweep(
     keep_rates: Sequence[float],
     keep_tokens: Sequence[int] = (),
     granularity: Granularity,
+    cut: Cut = "end",
     seed: int = 0,
     groups: Sequence[str] = ("",),
     shown: int = 0,
@@ -87,14 +88,14 @@ def sweep(
       policies: see `rcp.policies`; those that do not heed the budget are evaluated once.
       keep_rates: fractions of the context's tokens to keep, in (0, 1].
       keep_tokens: more budgets, numbers of tokens; the rate of each in the results is the mean over the examples.
-      granularity: of policies that have none of their own.
+      granularity: of policies that have none of their own. cut: as in `rcp.nn.pruner.prune`, of all of them.
       seed: of the policies that draw.
       shown: of so many first examples the masks are kept.
       progress: told of each setting that is done.
       cell_of: where the findings of a policy are kept. Batches that are there are not computed again; after each new
         one the cell is saved.
-      watch: told after each new batch (method, batches done, of how many); an exception of it ends the sweep, and what
-        is done is saved.
+      watch: told (method, batches done, of how many) before each new batch and after the last; an exception of it ends
+        the sweep, and what is done is saved.
 
     Raises:
       UserError: no examples, or a keep rate outside (0, 1].
@@ -104,7 +105,8 @@ def sweep(
     batches = [jax.tree.map(np.asarray, batch) for batch in batches]
     budgets = make_budgets(batches, keep_rates, keep_tokens)
     plan = {policy.name: budgets if policy.swept else [_unswept(policy)] for policy in policies}
-    bench = _Bench(reader, batches, [(policy, budget) for policy in policies for budget in plan[policy.name]], shown)
+    settings = [(policy, budget) for policy in policies for budget in plan[policy.name]]
+    bench = _Bench(reader, batches, settings, shown, cut)
     key, digests = jax.random.key(seed), [digest(batch) for batch in batches]
     columns: dict[tuple[str, float], list[Piece]] = {}
     for policy in policies:
@@ -114,13 +116,16 @@ def sweep(
             shown = bench.shows(number)
             if wanted := [budget for budget in plan[policy.name] if not cell.holds(budget.key, name, shown=shown)]:
                 missing[number] = wanted
-        if note := cell.note(len(batches) - len(missing), len(batches)):
+        done = len(batches) - len(missing)
+        if note := cell.note(done, len(batches)):
             progress(f"{policy.name}: {note}")
         for place, (number, wanted) in enumerate(missing.items()):
+            watch(policy.name, done + place, len(batches))
             found = bench.batch(policy, number, wanted, key, policy.granularity or granularity, first=place == 0)
             cell.pieces |= {(budget.key, digests[number]): piece for budget, piece in found.items()}
             cell.save(jax.devices()[0].device_kind)
-            watch(policy.name, len(batches) - len(missing) + place + 1, len(batches))
+        if missing:
+            watch(policy.name, len(batches), len(batches))
         for budget in plan[policy.name]:
             pieces = [cell.pieces[budget.key, name] for name in digests]
             columns[policy.name, budget.rate] = pieces
@@ -143,8 +148,15 @@ def _unswept(policy: Policy) -> Budget:
 class _Bench:
     """The compiled functions and the batches that all settings share."""
 
-    def __init__(self, reader: Reader, batches: Sequence[Batch], settings: Sequence[tuple[Policy, Budget]], shown: int):
-        self.reader, self.batches, self.shown = reader, batches, shown
+    def __init__(
+        self,
+        reader: Reader,
+        batches: Sequence[Batch],
+        settings: Sequence[tuple[Policy, Budget]],
+        shown: int,
+        cut: Cut,
+    ):
+        self.reader, self.batches, self.shown, self.cut = reader, batches, shown, cut
         self.real = [batch.weight > 0 for batch in batches]
         self._needed = {(policy.name, budget): self._needs(policy, budget) for policy, budget in settings}
         self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
@@ -189,9 +201,8 @@ class _Bench:
         """One batch at one budget; `scoring`: the seconds that the scores took."""
         batch, real = self.batches[number], self.real[number]
         spend = policy.spend(batch, budget.of(batch))
-        select = self._compile(
-            ("prune", granularity), partial(_prune, self.lengths[-1], granularity), scores, batch, spend
-        )
+        pruned = partial(_prune, self.lengths[-1], granularity, self.cut)
+        select = self._compile(("prune", granularity), pruned, scores, batch, spend)
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
         pruning = time.perf_counter() - start
@@ -255,7 +266,9 @@ class _Bench:
         return out
 
 
-def _prune(length: int, granularity: Granularity, scores: Any, batch: Batch, budget: Any) -> tuple[Any, Any, Batch]:
+def _prune(
+    length: int, granularity: Granularity, cut: Cut, scores: Any, batch: Batch, budget: Any
+) -> tuple[Any, Any, Batch]:
     """The keep mask, the context tokens kept, and the prompts compacted to `length`."""
-    pruned = prune(scores, batch, budget, granularity=granularity)
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
     return pruned.keep, pruned.kept, compact(batch, pruned.keep, length)

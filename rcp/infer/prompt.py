@@ -14,7 +14,7 @@ import numpy as np
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.trained import Trained
-from rcp.nn.pruner import Granularity, Scores, prune
+from rcp.nn.pruner import Cut, Granularity, Scores, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -50,7 +50,7 @@ class PromptPruner:
     Attributes:
       score: (batch, budget) -> `Scores`, compiled; the batch has no answers, the budget is in tokens, int32 [batch].
       tokenizer: of the model that will read the result; budgets count its tokens.
-      granularity: how the budget is filled.
+      granularity, cut: how the budget is filled; as in `rcp.nn.pruner.prune`.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
       segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
         differ. The text that is left is the user's.
@@ -59,6 +59,7 @@ class PromptPruner:
     score: Callable[[Batch, jax.Array], Scores]
     tokenizer: Tokenizer
     granularity: Granularity
+    cut: Cut = "end"
     max_tokens: int = 1 << 20
     segment: Callable[[str], str] = str
 
@@ -132,7 +133,8 @@ class PromptPruner:
         scores = self.score(batch, jnp.asarray(asked, jnp.int32))
 
         def at(budget: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
-            keep = np.asarray(_keep(scores, batch, jnp.asarray(budget, jnp.int32), granularity=self.granularity))
+            tokens = jnp.asarray(budget, jnp.int32)
+            keep = np.asarray(_keep(scores, batch, tokens, granularity=self.granularity, cut=self.cut))
             rows = enumerate(zip(texts, encoded))
             return [self._left(text, example, keep[i][batch.role[i] == Role.CONTEXT]) for i, (text, example) in rows]
 
@@ -188,9 +190,9 @@ class PromptPruner:
         return out, tuple(kept)
 
 
-@partial(jax.jit, static_argnames="granularity")
-def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity) -> jax.Array:
-    return prune(scores, batch, budget, granularity=granularity).keep
+@partial(jax.jit, static_argnames=("granularity", "cut"))
+def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut) -> jax.Array:
+    return prune(scores, batch, budget, granularity=granularity, cut=cut).keep
 
 
 def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
@@ -232,6 +234,7 @@ def pruner_of(trained: Trained) -> PromptPruner:
         score=partial(score, trained.weights),
         tokenizer=trained.build.tokenizer,
         granularity=trained.config.budget.granularity,
+        cut=trained.config.budget.cut,
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,
     )

@@ -24,10 +24,10 @@ from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
-from rcp.nn.scorer import early_features
+from rcp.nn.scorer import early_features, piece_features
 from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
-from rcp.train.labels import keep_labels
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.optim import objective_weight
 from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
@@ -39,13 +39,15 @@ Params = dict[str, Any]
 class Networks:
     """The two graphs, without their parameters.
 
-    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone.
+    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone. `of_pieces`: whether it
+    reads the states of whole pieces (`rcp.nn.scorer.piece_features`).
     """
 
     model: nnx.GraphDef
     scorer: nnx.GraphDef
     feature_layer: int | None
     max_answer: int
+    of_pieces: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
         weights = params["model"] if "model" in params else frozen["model"]
@@ -55,7 +57,8 @@ class Networks:
         """The scorer's view of a batch, without gradient."""
         if self.feature_layer is None:
             return None
-        return jax.lax.stop_gradient(early_features(self.model_of(params, frozen), batch, self.feature_layer))
+        features = piece_features if self.of_pieces else early_features
+        return jax.lax.stop_gradient(features(self.model_of(params, frozen), batch, self.feature_layer))
 
     def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
@@ -107,7 +110,7 @@ def make_pruner_step(
       lengths: from the static length of a whole prompt to those that hold it pruned and with one segment alone.
     """
     objectives = {name: OBJECTIVES[name] for name in config.objectives}
-    needs, granularity = needs_of(config), config.budget.granularity
+    needs, granularity, cut = needs_of(config), config.budget.granularity, config.budget.cut
     weights = {name: objective_weight(c, config.train.steps) for name, c in config.objectives.items()}
     settings = Settings(config.policy.baseline, config.policy.normalise, config.policy.clip, granularity)
     reward_weights = RewardWeights(config.reward.exact_match, config.reward.likelihood, config.reward.length)
@@ -124,13 +127,21 @@ def make_pruner_step(
         base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
         budget = budget_of(batch, keys)
-        features = networks.features(state.params, frozen, batch)
+        prepared = {name: x[batch.index] for name, x in frozen.get("prepared", {}).items()}
+        features = prepared.get("features")
+        if features is None:
+            features = networks.features(state.params, frozen, batch)
         short, single = lengths(batch.role.shape[1])
 
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
 
-        labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
+        labels = None
+        if "labels" in needs:
+            gains = prepared.get("gains")
+            if gains is None:
+                gains = segment_gains(config.labels, batch, read_batch, single)
+            labels = keep_labels(config.labels, batch, gains)
         full = None
         if "full" in needs:
             full = networks.read(state.params, frozen, batch, log_probs=True).log_probs
@@ -147,14 +158,14 @@ def make_pruner_step(
 
         def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
-            pruned = pruner.prune(scores, batch, budget, granularity=granularity, keys=own)
+            pruned = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut, keys=own)
             old = pruner.log_prob(scores, batch, pruned, granularity=granularity)
             return (pruned, old, *earn(pruned))
 
         pruned, old, rewards, exact = jax.lax.map(one, jnp.arange(config.policy.samples, dtype=jnp.int32))
         baseline = None
         if config.policy.baseline == "self_critical":
-            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity))
+            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity, cut=cut))
         elif config.policy.baseline == "moving_average":
             baseline = jnp.broadcast_to(state.aux["baseline"], rewards.shape[1:])
         return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)
@@ -171,6 +182,7 @@ def make_pruner_step(
                 granularity=granularity,
                 temperature=config.relax.temperature,
                 method=config.relax.method,
+                cut=cut,
                 keys=own,
             )
             reading = networks.read(params, frozen, batch, keep, log_probs="full" in needs)

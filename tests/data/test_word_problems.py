@@ -37,6 +37,22 @@ def test_readers(folder):
     assert row.solution == "Two weigh 2 x 6 = 12 kg. The answer is 12."
 
 
+@pytest.mark.parametrize(
+    ("equation", "answer", "expected"),
+    [
+        ("( 76.0 - 25.0 )", "51", "76 - 25 = 51. The answer is 51."),
+        ("( ( 4.0 + 2.5 ) - 3.0 )", "3.5", "(4 + 2.5) - 3 = 3.5. The answer is 3.5."),
+        ("X = 70 - 27", "43", "70 - 27 = 43. The answer is 43."),
+        ("18 + X = 40", "22", "18 + X = 40, so X = 22. The answer is 22."),
+        ("X = 3 = 4", "4", "The answer is 4."),
+        ("8.0", "8", "The answer is 8."),
+        (None, "2", "The answer is 2."),
+    ],
+)
+def test_published_equations_are_the_worked_solutions(equation, answer, expected):
+    assert sources.equation_solution(equation, answer) == expected
+
+
 def test_parts_do_not_overlap(folder):
     for task in (Gsm8k(**SMALL), Mrd3(**SMALL)):
         parts = {split: {p.question for p in task.problems(split)} for split in ("train", "validation", "test")}

@@ -14,7 +14,7 @@ from rcp.data.pack import collate
 from rcp.nn.gains import gains_beside, gains_within
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
-from rcp.train.labels import keep_labels
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, encode_prompt
 
@@ -60,7 +60,7 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
     np.testing.assert_allclose(np.asarray(gains)[there], expected[there], rtol=1e-4, atol=1e-5)
 
     config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)
-    labels = np.asarray(jax.jit(lambda batch: keep_labels(config, batch, read, 12))(batch))
+    labels = np.asarray(jax.jit(lambda b: keep_labels(config, b, segment_gains(config, b, read, 12)))(batch))
     for row in range(len(ROWS)):
         values = expected[row, there[row]]
         standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
@@ -70,6 +70,7 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
 
 def test_the_task_labels_are_taken_as_they_are():
     batch = batch_of(ROWS, LENGTH, SEGMENTS)
-    labels = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), read, 12)
+    assert segment_gains(LabelConfig("support"), batch, read, 12) is None
+    labels = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), None)
     np.testing.assert_array_equal(labels, [[1, 0, 0, -1, -1], [0, 1, 0, 1, -1], [-1] * 5])
     assert labels.dtype == jnp.float32

@@ -39,8 +39,8 @@ class WordProblems:
 
     Rows of the training file are shuffled by `seed` and divided into validation problems, the pool that shots are drawn
     from, and training problems, which never overlap; test problems come from the published test file (for MRD3, which
-    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone and have no worked solutions:
-    their answers are "The answer is N.", their shots come from GSM8K.
+    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone; their worked solutions
+    are the published equations ("70 - 27 = 43. The answer is 43."), their shots come from GSM8K.
 
     Attributes:
       dataset: gsm8k, svamp, addsub or mrd3.
