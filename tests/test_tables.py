@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import measure, tables
-from experiments.cot_influx_main import METHODS
+from experiments import ablations, cot_influx_main, measure, more_candidates, tables
 from experiments.grid import Method, Setting, Table, chosen, parser_of
 from experiments.measure import Part, measured
 from experiments.table_files import escaped, write_table
@@ -30,7 +29,8 @@ ROWS = (
     Method("shorter", "shorter", about="uncompressed"),
     Method("random", "random"),
     Method("ours", "ours", "mine", f"{ROOT}/configs/jsonl.py"),
-    Method("other", "ours", "absent", "configs/absent.py", ("--config.train.steps=3",)),
+    Method("other", "ours", "absent", "configs/jsonl.py", ("--config.train.steps=3",)),
+    Method("older", "ours", "absent", "configs/jsonl.py:rl", ("--config.scorer.colour=1",)),
     Method("future", "not_yet"),
     Method("fixed", "shorter", task={"test_path": "", "path": "absent.jsonl"}),
 )
@@ -61,7 +61,7 @@ class World:
         }
         flags = [f"--config.{key}={value}" for key, value in smaller.items()]
         runs = self.folder / "runs" / f"mine-{self.table().settings[0].reader_label}"
-        assert main(["train", f"--config={ROOT}/configs/jsonl.py", f"--workdir={runs}", *flags]) == 0
+        assert main(["train", f"--config={ROOT}/configs/jsonl.py:supervised", f"--workdir={runs}", *flags]) == 0
 
     def table(self, *names: str, **changes: Any) -> Table:
         task = {"name": "jsonl", "path": str(self.rows), "test_path": str(self.rows)}
@@ -106,12 +106,13 @@ def test_rows_are_measured_on_the_same_problems(part: Part) -> None:
 
 def test_what_cannot_be_measured_says_what_it_needs(world: World, part: Part) -> None:
     runs, label = world.folder / "runs", part.setting.reader_label
-    command = f"rcp train --config=configs/absent.py --workdir={runs}/absent-{label} --config.train.steps=3"
+    command = f"rcp train --config=configs/jsonl.py --workdir={runs}/absent-{label} --config.train.steps=3"
     assert row(part, "other").needs.startswith(f"a trained run: {command} --config.model.name={world.reader}")
     assert f"--workdir={runs}/absent-{label}_seed1" in row(part, "other").needs
+    assert "what this version cannot train: unknown config key config.scorer.colour" in row(part, "older").needs
     assert "'not_yet', which this version does not have" in row(part, "future").needs
     assert "absent.jsonl" in row(part, "fixed").needs
-    assert not any(row(part, name).columns for name in ("other", "future", "fixed"))
+    assert not any(row(part, name).columns for name in ("other", "older", "future", "fixed"))
     assert row(part, "ours").seeds == (0,) and "mine-" in row(part, "ours").needs, "the run of seed 1 is not there"
     away = world.part("--budget-minutes=0", names=("random",), reader="owner/nowhere")
     assert "owner/nowhere" in row(away, "random").needs
@@ -226,11 +227,12 @@ def test_without_a_name_the_tables_are_listed(capsys: pytest.CaptureFixture[str]
     assert "--methods: no row 'nobody'; expected some of none,full," in capsys.readouterr().err
 
 
-def test_every_table_has_random_the_shorter_prompt_and_what_it_compares() -> None:
-    names = [method.name for method in METHODS]
-    assert {"random", "shorter", "ours"} <= set(names) and len(names) == len(set(names))
+def test_every_table_has_random_the_shorter_prompt_and_ours() -> None:
+    for methods in (cot_influx_main.METHODS, ablations.METHODS, chosen(cot_influx_main.METHODS, more_candidates.ROWS)):
+        names = [method.name for method in methods]
+        assert {"none", "random", "shorter", "ours"} <= set(names) and len(names) == len(set(names))
     with pytest.raises(UserError, match="no row 'nobody'"):
-        chosen(METHODS, ("nobody",))
+        chosen(ablations.METHODS, ("nobody",))
 
 
 def test_signs_of_latex_are_escaped() -> None:
