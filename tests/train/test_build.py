@@ -14,6 +14,7 @@ from rcp.config_file import from_dict, to_dict
 from rcp.data import pipeline as pipeline_module
 from rcp.data.pack import encode
 from rcp.data.tasks.chain import Chain
+from rcp.infer.trained import load_trained
 from rcp.train import build as build_module
 from rcp.train.build import build
 from rcp.train.lengths import MULTIPLE
@@ -174,6 +175,9 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "prepared" / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["reader"] * 3 + ["prepare"] * 4 + ["pruner"] * 4
     assert all(row["gain_spread"] > 0 for row in rows[3:7])
+    elsewhere = load_trained(tmp_path / "prepared", ["--config.data.max_segments=5", "--config.data.train_examples=8"])
+    jax.tree.map(np.testing.assert_array_equal, elsewhere.weights[0], found)
+    assert elsewhere.config.data.max_segments == 5 and set(elsewhere.weights[1]) == {"model"}
 
 
 def test_preparing_asks_for_a_frozen_model_and_a_number_of_examples():
