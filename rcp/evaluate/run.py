@@ -7,15 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
 from rcp.evaluate.answers import by_decoding
 from rcp.evaluate.budgets import forced_over, make_budgets
+from rcp.evaluate.cells import Cell, open_cell
 from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
+from rcp.evaluate.subject import Subject, of_run
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
 from rcp.policies import (
@@ -32,7 +32,7 @@ from rcp.policies import (
     Policy,
     Selective,
 )
-from rcp.types import Batch, Role, UserError
+from rcp.types import Batch, Example, Role, UserError
 
 FILES = (
     "report.json",
@@ -56,15 +56,17 @@ def make_policies(
     *,
     model: Any,
     decode: Callable[[Sequence[int]], str],
-    ours: Learned,
+    ours: Learned | None,
 ) -> list[Policy]:
     """The policies named, in that order. Left out with a word on the terminal: the oracle where no example has support.
 
     Raises:
-      UserError: an unknown method.
+      UserError: an unknown method, or "ours" where there is none.
     """
     if unknown := [method for method in methods if method not in POLICIES]:
         raise UserError(f"config.eval.methods: no method {unknown[0]!r}; expected some of {', '.join(POLICIES)}")
+    if "ours" in methods and ours is None:
+        raise UserError("config.eval.methods: 'ours' needs a trained run")
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
@@ -79,11 +81,11 @@ def make_policies(
         return longest(batches, (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER), count)
 
     steps = range(1, GREEDY + 1)
+    learned = {"ours": lambda: ours} if ours is not None else {}
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
         "bm25": lambda: Bm25(decode),
-        "ours": lambda: ours,
         "embedding": lambda: Embedding.of(model, length=piece()),
         "mmr": lambda: Mmr.of(model, length=piece()),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
@@ -91,6 +93,7 @@ def make_policies(
         "selective": lambda: Selective.of(model, decode=decode),
         "alone": lambda: Alone.of(model, length=with_segments(1), max_answer=answer()),
         "greedy": lambda: Greedy.of(model, lengths=tuple(map(with_segments, steps)), max_answer=answer()),
+        **learned,
     }
     return [made[method]() for method in methods]
 
@@ -113,8 +116,56 @@ def write_report(
     return rows
 
 
+def measure(
+    subject: Subject,
+    batches: Sequence[Batch],
+    examples: Sequence[Example],
+    cell_of: Callable[[Policy], Cell],
+    *,
+    watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
+) -> Results:
+    """Compares the methods of the subject's config on its examples, by `sweep`; see there for `cell_of` and `watch`."""
+    config = subject.config
+    policies = make_policies(
+        config.eval.methods,
+        batches,
+        model=subject.model_of(subject.weights),
+        decode=subject.tokenizer.decode,
+        ours=subject.ours,
+    )
+    keep_tokens = config.eval.keep_tokens or config.budget.keep_tokens or ()
+    print(
+        f"{len(examples)} examples of the {config.eval.split} split, prompts padded to "
+        f"{batches[0].tokens.shape[1]} tokens"
+    )
+    judge = None
+    if config.eval.decode:
+        judge = by_decoding(
+            subject.model_of, subject.tokenizer, subject.task.check, examples, max_new=config.eval.decode
+        )
+    if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, keep_tokens)):
+        print(said)
+    return sweep(
+        batches,
+        policies,
+        Reader(subject.read, subject.weights, judge),
+        keep_rates=config.eval.keep_rates,
+        keep_tokens=keep_tokens,
+        granularity=config.budget.granularity,
+        cut=config.budget.cut,
+        seed=config.seed,
+        groups=subject.task.groups or ("",),
+        shown=config.eval.shown,
+        progress=print,
+        cell_of=cell_of,
+        watch=watch,
+    )
+
+
 def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
     """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
+
+    What each method found is kept in `workdir/eval/cells` as it is found, and not computed again.
 
     Args:
       workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
@@ -122,45 +173,14 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
     Raises:
       UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples.
     """
-    trained = load_trained(workdir, overrides)
-    config, task, tokenizer = trained.config, trained.build.task, trained.build.tokenizer
-    batches, examples = eval_batches(
-        task,
-        tokenizer,
-        config.eval.split,
-        config.eval.examples,
-        batch_size=config.eval.batch_size,
-        lengths=config.data.lengths,
-        max_segments=config.data.max_segments,
-        max_answer=config.data.max_answer,
-        overlong=config.data.overlong,
-    )
-    ours = Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget)
-    policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
-    length, keep_tokens = batches[0].tokens.shape[1], config.eval.keep_tokens or config.budget.keep_tokens or ()
-    print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
-    judge = None
-    if config.eval.decode:
-        model_of = trained.build.networks.model_of
-        judge = by_decoding(
-            lambda weights: model_of(*weights), tokenizer, task.check, examples, max_new=config.eval.decode
-        )
-    if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, keep_tokens)):
-        print(said)
-    results = sweep(
-        batches,
-        policies,
-        Reader(trained.read, trained.weights, judge),
-        keep_rates=config.eval.keep_rates,
-        keep_tokens=keep_tokens,
-        granularity=config.budget.granularity,
-        cut=config.budget.cut,
-        seed=config.seed,
-        groups=task.groups or ("",),
-        shown=config.eval.shown,
-        progress=print,
-    )
-    folder = Path(workdir) / "eval"
-    rows = write_report(folder, results, tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
-    print(f"the report is in {folder} (the reader was compiled {results.compiles} time for all settings)")
+    subject, folder = of_run(load_trained(workdir, overrides)), Path(workdir) / "eval"
+    batches, examples = subject.examples()
+
+    def cell_of(policy: Policy) -> Cell:
+        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy))
+
+    results, config = measure(subject, batches, examples, cell_of), subject.config
+    rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
+    times = "once for all settings" if results.compiles else "not at all: every number was there"
+    print(f"the report is in {folder} (the reader was compiled {times})")
     return rows
