@@ -18,11 +18,11 @@ _TEXTS = (
         "24",
     ),
     (
-        "Lena buys 3 notebooks at $4 each and 2 pens at $1.50 each. She pays with a $20 bill. How much change does she "
-        "get?",
-        "The notebooks cost 3 * 4 = 12 dollars and the pens 2 * 1.50 = 3 dollars. Together that is 12 + 3 = 15 "
-        "dollars. From 20 dollars she gets 20 - 15 = 5 dollars back.",
-        "5",
+        "A cafe sells tea at $3 a cup and muffins at $2.50 apiece. For his office Mr. Ito orders 4 cups and 6 muffins, "
+        "and hands over $30. How many dollars does he get back?",
+        "The tea costs 4 * 3 = 12 dollars and the muffins 6 * 2.50 = 15 dollars. Together that is 12 + 15 = 27 "
+        "dollars. Of the 30 dollars he gets 30 - 27 = 3 back.",
+        "3",
     ),
     (
         "A school drives 130 children to the zoo in vans. Each van has seats for 12 children. How many vans does the "
