@@ -18,6 +18,8 @@ from rcp.pretrained import Pretrained, load
 from rcp.train.build import make_task
 from rcp.types import UserError
 
+ROOT = Path(__file__).resolve().parents[1]  # that paths of configs start from
+
 
 @dataclass(frozen=True)
 class Work:
@@ -39,6 +41,10 @@ def subject_of(setting: Setting, work: Work, runs: Path) -> Subject:
         return of_reader(config, _loaded(config.model.name, config.model.dtype))
     folder, command = training(setting, first, work.seed, runs)
     if not (folder / "config.json").exists():
+        try:
+            load_config(ROOT / first.config, first.flags)
+        except UserError as error:
+            raise UserError(f"what this version cannot train: {error}") from None
         raise UserError(f"a trained run: {command}")
     reader = load_config(folder / "config.json").model.name
     if reader != setting.reader and Path(reader) != Path(setting.reader).absolute():

@@ -23,6 +23,8 @@ from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
+EXAMPLES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split")
+"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Subject:
             "dtype": config.model.dtype,
             "granularity": policy.granularity or config.budget.granularity,
             "cut": config.budget.cut,
-            "decode": config.eval.decode,
+            **{f"eval.{key}": value for key, value in asdict(config.eval).items() if key not in EXAMPLES},
         }
         if policy.draws:
             found["seed"] = config.seed
