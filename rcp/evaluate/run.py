@@ -18,6 +18,7 @@ from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, of_run
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
+from rcp.nn.pruner import exact
 from rcp.policies import (
     POLICIES,
     Alone,
@@ -156,7 +157,7 @@ def measure(
         Reader(subject.read, subject.weights, judge),
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
-        granularity=config.budget.granularity,
+        granularity=exact(config.budget.granularity),
         cut=config.budget.cut,
         seed=config.seed,
         groups=subject.task.groups or ("",),

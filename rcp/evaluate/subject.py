@@ -93,6 +93,7 @@ def of_run(trained: Trained) -> Subject:
     own = {name: part for name, part in params.items() if name in ("model", "lora")}
     reader = origin if origin and not own else digest_of((own, frozen.get("model")))
     pruner = {"pruner": digest_of(params["pruner"]), "scorer": asdict(config.scorer)}
+    pruner |= {"draw": config.eval.draw, "eval_seed": config.eval.seed}
     return Subject(
         config,
         trained.build.task,
@@ -101,7 +102,13 @@ def of_run(trained: Trained) -> Subject:
         reader,
         trained.read,
         lambda weights: networks.model_of(*weights),
-        Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget),
+        Learned(
+            score=jax.jit(trained.score),
+            params=trained.weights,
+            told=config.scorer.budget,
+            draw=config.eval.draw,
+            seed=config.eval.seed,
+        ),
         pruner,
     )
 
