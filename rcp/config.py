@@ -84,7 +84,7 @@ class ScorerSection:
     scorer is told how much may be kept.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
@@ -162,11 +162,12 @@ class LabelConfig:
     """Where the keep-labels of the objective "bce" come from; see `rcp.train.labels`.
 
     "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
-    from a segment alone. The last two become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain standardised
-    within the example.
+    from a segment alone. "tokens": leave-one-out of single tokens to first order, which costs one backward pass; their
+    sums label the segments. All but the first become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain
+    standardised within the example.
     """
 
-    source: Literal["support", "leave_one_out", "alone"] = "support"
+    source: Literal["support", "leave_one_out", "alone", "tokens"] = "support"
     sharpness: float = 4.0
     above: float = 1.0
 
@@ -235,6 +236,8 @@ class EvalConfig:
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
     decoded greedily and the task judges the text.
+
+    `runs`: workdirs of other runs on the same reader that are compared too, by the names of their rows.
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -246,6 +249,7 @@ class EvalConfig:
     shown: int = 8
     decode: int = 0
     split: Literal["train", "validation", "test"] = "test"
+    runs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

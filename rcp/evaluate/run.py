@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rcp.config import Config
 from rcp.data.pipeline import eval_batches
 from rcp.evaluate import page, plots, tables
 from rcp.evaluate.answers import by_decoding
@@ -17,7 +18,7 @@ from rcp.evaluate.budgets import forced_over, make_budgets
 from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
-from rcp.infer.trained import load_trained
+from rcp.infer.trained import Trained, load_trained
 from rcp.policies import (
     POLICIES,
     Alone,
@@ -95,6 +96,31 @@ def make_policies(
     return [made[method]() for method in methods]
 
 
+def trained_policy(trained: Trained, **options: Any) -> Learned:
+    """A run's pruner as a policy; `options` are fields of it."""
+    return Learned(score=jax.jit(trained.score), params=trained.weights, told=trained.config.scorer.budget, **options)
+
+
+def other_runs(config: Config) -> list[Policy]:
+    """The pruners of `eval.runs`, each under its name and at the granularity it was trained at.
+
+    Raises:
+      UserError: as in `load_trained`; a run on another reader.
+    """
+
+    def reader(config: Config) -> str:
+        """Whose tokens the batches hold: those of a published model, or of the task."""
+        return config.model.name if config.model.name != "scratch" else f"scratch, task {config.task.name}"
+
+    policies = []
+    for name, workdir in config.eval.runs.items():
+        trained = load_trained(workdir)
+        if (its := reader(trained.config)) != reader(config):
+            raise UserError(f"config.eval.runs.{name}: the reader of {workdir} is {its}: expected {reader(config)}")
+        policies.append(trained_policy(trained, name=name, granularity=trained.config.budget.granularity))
+    return policies
+
+
 def write_report(
     folder: Path, results: Results, decode: Callable[[Sequence[int]], str], *, resamples: int, seed: int
 ) -> list[tables.Row]:
@@ -120,7 +146,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
       workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
 
     Raises:
-      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples.
+      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples; a run of `eval.runs`
+        that cannot be compared.
     """
     trained = load_trained(workdir, overrides)
     config, task, tokenizer = trained.config, trained.build.task, trained.build.tokenizer
@@ -135,8 +162,9 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         max_answer=config.data.max_answer,
         overlong=config.data.overlong,
     )
-    ours = Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget)
+    ours = trained_policy(trained)
     policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
+    policies += other_runs(config)
     length, keep_tokens = batches[0].tokens.shape[1], config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
     judge = None

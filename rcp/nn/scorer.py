@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn import layout
+from rcp.nn.encoder import EncoderBlock
 from rcp.nn.match import Block, layer_norm, normal
 from rcp.nn.pruner import Scores
 from rcp.nn.transformer import Transformer
@@ -37,13 +38,14 @@ class ScorerConfig:
     """Attributes:
     kind: "hidden": match-attention transformer on the model's hidden states; "mlp": per-token MLP on them and on the
       question's mean; "pooled": MLP on a segment's mean state and the question's; "standalone": the transformer on
-      token embeddings of its own, which needs no model.
+      token embeddings of its own, which needs no model; "llmlingua2": a bidirectional encoder on the hidden states,
+      blind to the question (`rcp.nn.encoder`).
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone"]
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"]
     inputs: int
     width: int = 128
     depth: int = 2
@@ -63,8 +65,15 @@ def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array
     return order, jnp.take_along_axis(rank, order, axis=1) < 3
 
 
-def early_features(model: Transformer, batch: Batch, layer: int) -> Float[Array, "batch tokens dim"]:
-    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order."""
+def early_features(
+    model: Transformer, batch: Batch, layer: int, *, blind: bool = False
+) -> Float[Array, "batch tokens dim"]:
+    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order.
+
+    `blind`: read in the prompt's order instead, so that states of the context know nothing of the question behind it.
+    """
+    if blind:
+        return model.hidden(batch.tokens, lengths=layout.prompt_lengths(batch), stop=layer)
     order, there = question_first(batch)
     lengths = jnp.sum(there, axis=1, dtype=jnp.int32)
     hidden = model.hidden(jnp.take_along_axis(batch.tokens, order, axis=1), lengths=lengths, stop=layer)
@@ -92,6 +101,10 @@ class Scorer(nnx.Module):
             self.into, self.question = normal(rngs, inputs, width), normal(rngs, inputs, width)
             self.first = normal(rngs, 2 * width, width)
             self.second = normal(rngs, width, width, scale=0.5 * width**-0.5)
+        elif config.kind == "llmlingua2":
+            self.into = normal(rngs, inputs, width)
+            for number in range(config.depth):
+                setattr(self, f"block{number}", EncoderBlock(width, config.heads, rngs))
         else:
             self.into = normal(rngs, inputs, width)
             self.role = normal(rngs, len(Role), width, scale=0.5)
@@ -99,7 +112,8 @@ class Scorer(nnx.Module):
             for number in range(config.depth):
                 setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
         self.token_head = normal(rngs, width, 1, scale=0.01)
-        self.segment_head = normal(rngs, width, 1, scale=0.01)
+        if config.kind != "llmlingua2":
+            self.segment_head = normal(rngs, width, 1, scale=0.01)
         if config.budget:
             self.budget = normal(rngs, 2, width, scale=0.5)
 
@@ -113,17 +127,26 @@ class Scorer(nnx.Module):
 
         Args:
           batch: whole prompts; their answers are not looked at.
-          features: hidden states of the model at the prompt's places (`early_features`); None for "standalone".
+          features: hidden states of the model at the prompt's places (`early_features`; blind ones for "llmlingua2");
+            None for "standalone".
           budget: context tokens to keep; looked at, and then needed, where the configuration says so.
         """
         read = (batch.role != Role.PAD) & (batch.role != Role.ANSWER)
+        if self.config.kind == "llmlingua2":
+            read = layout.in_context(batch)
         if self.config.kind == "standalone":
             features = jnp.take(self.embedding[...], batch.tokens, axis=0, mode="clip")
         elif features is None:
             raise ValueError(f'the "{self.config.kind}" scorer needs features')
         else:  # what all tokens of a prompt have in common (a large part of a language model's states) tells nothing
             features = features - _masked_mean(features, read)
-        inputs, share = layer_norm(features), self._share(batch, budget)
+        inputs, share, scale = layer_norm(features), self._share(batch, budget), self.config.width**0.5
+        if self.config.kind == "llmlingua2":
+            x = inputs @ self.into[...] + share
+            for number in range(self.config.depth):
+                x = getattr(self, f"block{number}")(x, read)
+            tokens = scale * (layer_norm(x) @ self.token_head[...])[..., 0]
+            return Scores(tokens, layout.segment_means(tokens, batch))
         if self.config.kind == "pooled":
             x, pooled = self._pooled(inputs, batch, share)
         elif self.config.kind == "mlp":
@@ -132,7 +155,6 @@ class Scorer(nnx.Module):
         else:
             x = layer_norm(self._transformer(inputs, batch, share, read))
             pooled = layout.segment_means(x, batch)
-        scale = self.config.width**0.5
         tokens, segments = x @ self.token_head[...], pooled @ self.segment_head[...]
         return Scores(scale * tokens[..., 0], scale * segments[..., 0])
 

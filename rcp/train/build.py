@@ -80,7 +80,8 @@ def build(config: Config) -> Build:
         weights = nnx.to_pure_dict(model_state)
     scorer_graph, scorer_params = _scorer(config, model.config)
     layer = None if config.scorer.kind == "standalone" else config.scorer.layer
-    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer)
+    blind = config.scorer.kind == "llmlingua2"
+    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer, blind)
 
     stages = []
     if scratch:
@@ -146,6 +147,8 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
     s = config.scorer
     if s.width % s.heads:
         raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
+    if s.kind == "llmlingua2" and s.width // s.heads % 2:
+        raise UserError(f"config.scorer.width is {s.width}: expected an even multiple of the heads, {s.heads}")
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
     inputs = model.vocab_size if s.kind == "standalone" else model.d_model

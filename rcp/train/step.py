@@ -25,7 +25,7 @@ from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
 from rcp.nn.scorer import early_features
-from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
+from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.train.labels import keep_labels
 from rcp.train.optim import objective_weight
@@ -39,13 +39,15 @@ Params = dict[str, Any]
 class Networks:
     """The two graphs, without their parameters.
 
-    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone.
+    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone. `blind`: it reads them
+    without knowing the question.
     """
 
     model: nnx.GraphDef
     scorer: nnx.GraphDef
     feature_layer: int | None
     max_answer: int
+    blind: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
         weights = params["model"] if "model" in params else frozen["model"]
@@ -55,7 +57,8 @@ class Networks:
         """The scorer's view of a batch, without gradient."""
         if self.feature_layer is None:
             return None
-        return jax.lax.stop_gradient(early_features(self.model_of(params, frozen), batch, self.feature_layer))
+        features = early_features(self.model_of(params, frozen), batch, self.feature_layer, blind=self.blind)
+        return jax.lax.stop_gradient(features)
 
     def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
@@ -81,7 +84,7 @@ class Collected(NamedTuple):
     features: Array | None
     budget: Int[Array, " batch"]
     keys: Array
-    labels: Array | None
+    labels: Labels | None
     full: Array | None  # log-probabilities of the full-context model
     pruned: Pruned | None
     old_log_prob: Array | None
@@ -130,7 +133,10 @@ def make_pruner_step(
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
 
-        labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
+        def nll(keep: Array) -> Array:
+            return networks.read(state.params, frozen, batch, keep).nll
+
+        labels = keep_labels(config.labels, batch, read_batch, single, nll) if "labels" in needs else None
         full = None
         if "full" in needs:
             full = networks.read(state.params, frozen, batch, log_probs=True).log_probs

@@ -15,6 +15,7 @@ from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 
 KINDS = ("hidden", "mlp", "pooled", "standalone")
+EVERY_KIND = (*KINDS, "llmlingua2")  # which is blind to the question: see test_encoder.py
 LENGTH, SEGMENTS = 20, 4
 ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
 MODEL, MODEL_PARAMS = nnx.split(tiny_model())
@@ -27,7 +28,8 @@ def scorer_of(kind: str):
 
     def score(params, batch: Batch):
         batch = jax.tree.map(jnp.asarray, batch)
-        features = None if kind == "standalone" else early_features(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
+        model, blind = nnx.merge(MODEL, MODEL_PARAMS), kind == "llmlingua2"
+        features = None if kind == "standalone" else early_features(model, batch, 1, blind=blind)
         return nnx.merge(graph, params)(batch, features)
 
     return params, jax.jit(score)
@@ -108,7 +110,7 @@ def test_early_features_are_those_of_the_reordered_prompt():
     np.testing.assert_allclose(features[0][order], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_scores_start_small_and_every_parameter_learns(kind):
     """Gradients are finite with padding and a segment number that no token has."""
     batch = batch_of(ROWS[:1], LENGTH, SEGMENTS)
@@ -158,7 +160,7 @@ def test_the_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place(
 
 
 @pytest.mark.strict_dtype
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_dtypes_are_strict(kind):
     params, score = scorer_of(kind)
     found = jax.eval_shape(lambda p, b: score.__wrapped__(p, b), params, batch_of(ROWS, LENGTH, SEGMENTS))
