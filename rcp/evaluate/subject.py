@@ -23,8 +23,10 @@ from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
-CHOICES = "keep_rates keep_tokens methods examples batch_size bootstrap shown split runs draw seed".split()
-"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number."""
+CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split", "runs")
+DRAW = ("draw", "seed")
+"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number; and those that
+only a trained pruner heeds (`Learned.identity`)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Subject:
             "dtype": config.model.dtype,
             "granularity": policy.granularity or config.budget.granularity,
             "cut": config.budget.cut,
-            **{f"eval.{key}": value for key, value in asdict(config.eval).items() if key not in CHOICES},
+            **{f"eval.{key}": value for key, value in asdict(config.eval).items() if key not in CHOICES + DRAW},
         }
         if policy.draws:
             found["seed"] = config.seed
