@@ -110,6 +110,7 @@ def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.Argumen
     add("--keep-tokens", type=integers, default=(256, 512), help="budgets in tokens (default: 256,512)")
     add("--keep-rates", type=numbers, default=(), help="budgets as fractions of the context's tokens")
     add("--decode", type=int, default=0, help="tokens to decode for exact match; 0: answer NLL alone (default)")
+    add("--max-answer", type=int, default=384, help="most tokens of a solution (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="prompts at a time (default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the reader (default: %(default)s)")
     add("--budget-minutes", type=float, help="stop measuring after so long and draw what there is; 0: only draw")
@@ -143,7 +144,7 @@ def word_problems(options: argparse.Namespace, dataset: str, shots: int, reader:
         task={"name": dataset, "shots": shots, **POOL},
         reader=reader,
         max_segments=shots,
-        max_answer=384,
+        max_answer=options.max_answer,
         examples=options.examples,
         keep_tokens=options.keep_tokens,
         keep_rates=options.keep_rates,

@@ -100,7 +100,7 @@ def _part(setting: Setting, methods: Sequence[Method], options: argparse.Namespa
     for work in works(methods, options.seeds):
         unknown = [method for method in work.methods if method.policy not in METHODS]
         for method in unknown:
-            needs[method.name].append(f"the method {method.policy!r}, which this version does not have")
+            needs[method.name].append(f"needs the method {method.policy!r}, which this version does not have")
         work = replace(work, methods=tuple(method for method in work.methods if method not in unknown))
         if not work.methods:
             continue
@@ -164,11 +164,11 @@ def _measure(
             pass
     for method in work.methods:
         if method.policy not in cells:
-            yield method, {}, "examples that say which of their segments are needed", ()
+            yield method, {}, "needs examples that say which of their segments are needed", ()
             continue
         cell, count = cells[method.policy], done(method.policy)
         pieces = {key: column for key in keys_of(method.policy) if (column := cell.column(key, names))}
-        missing = "" if count == len(names) else f"more time: {count} of {len(names)} batches are measured"
+        missing = "" if count == len(names) else f"needs more time: {count} of {len(names)} batches are measured"
         yield method, pieces, missing, cell.devices
 
 
