@@ -93,6 +93,22 @@ def test_pool_and_difficulty(folder):
     assert all(p.difficulty <= 2 for p in [*task.problems("train"), *task.shot_pool])
 
 
+def test_order_of_difficulty_is_that_of_the_training_problems_asked_for(folder):
+    """The easiest come first, but which are trained on is as without an order; other splits stay as they are."""
+    task, plain = Mrd3(order="difficulty", **SMALL), Mrd3(**SMALL)
+    level = {row.uid: (row.difficulty, row.steps) for row in plain.problems("train")}
+    examples = list(task.examples("train", 8))
+    assert [level[e.uid] for e in examples] == sorted(level[e.uid] for e in examples)
+    assert len({level[e.uid] for e in examples}) > 1
+    assert {e.uid for e in examples} == {e.uid for e in plain.examples("train", 8)}
+    assert [e.uid for e in task.examples("validation")] == [e.uid for e in plain.examples("validation")]
+    assert examples == list(Mrd3(order="difficulty", **SMALL).examples("train", 8))
+    other = Gsm8k(order="difficulty", **SMALL)
+    assert len(other.examples("test", 3)) == 3
+    with pytest.raises(UserError, match=r"task.order = 'difficulty': gsm8k has no difficulties, mrd3 has"):
+        other.examples("train", 8)
+
+
 def test_max_words_leaves_out_long_training_problems_and_shots_alone(folder):
     def words(problem):
         return len(problem.question.split()) + len(problem.solution.split())
@@ -196,6 +212,7 @@ def test_not_utf8(folder):
         ({"pool": "handwritten", "append": 1}, "task.append = 1: expected 0 with"),
         ({"candidates": "best"}, "task.candidates = 'best': expected random or bm25"),
         ({"source": "web"}, "task.source"),
+        ({"order": "steps"}, "task.order = 'steps': expected \"\" or difficulty"),
     ],
 )
 def test_bad_fields(fields, message):

@@ -55,6 +55,8 @@ class WordProblems:
         stand in random order, and none has the question's own text.
       pool_size, validation_size: rows of each data set that are set aside.
       max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
+      order: "difficulty" puts the training problems asked for in order of MRD3's difficulty, then of its steps, for a
+        curriculum (`config.data.phases`); "" leaves them shuffled.
       max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
         shapes cost what the longest example costs, so a few long ones make every step dear.
       instruction: text before the shots.
@@ -70,6 +72,7 @@ class WordProblems:
     pool_size: int = 2_000
     validation_size: int = 500
     max_difficulty: int = 0
+    order: Literal["", "difficulty"] = ""
     max_words: int = 0
     instruction: str = ""
     source: Literal["files", "tfds"] = "files"
@@ -88,9 +91,11 @@ class WordProblems:
         if not 0 <= self.append <= (0 if fixed else most):
             expected = "0 with the pool handwritten" if fixed else f"0 to {most}"
             raise UserError(f"config.task.append = {self.append}: expected {expected}")
-        for key, allowed in (("candidates", ("random", "bm25")), ("source", ("files", "tfds"))):
+        options = (("candidates", ("random", "bm25")), ("source", ("files", "tfds")), ("order", ("", "difficulty")))
+        for key, allowed in options:
             if getattr(self, key) not in allowed:
-                raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {' or '.join(allowed)}")
+                expected = " or ".join(name or '""' for name in allowed)
+                raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {expected}")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -114,8 +119,12 @@ class WordProblems:
         rows = self.problems(split)
         if count is not None and count > len(rows):
             raise UserError(f"{count} examples asked for: the {split} split of {self.dataset} has {len(rows)}")
-        size = len(rows) if count is None else count
-        return LazyExamples(size, lambda index: self.example(split, index, rows[index]))
+        rows = rows[:count]
+        if self.order and split == "train":
+            if self.dataset != "mrd3":
+                raise UserError(f"config.task.order = {self.order!r}: {self.dataset} has no difficulties, mrd3 has")
+            rows = sorted(rows, key=lambda row: (row.difficulty, row.steps))
+        return LazyExamples(len(rows), lambda index: self.example(split, index, rows[index]))
 
     def example(self, split: Split, index: int, problem: Problem) -> Example:
         """The prompt of one problem: candidate shots and appended ones as segments, then the question."""
