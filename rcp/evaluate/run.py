@@ -18,6 +18,7 @@ from rcp.evaluate.lengths import longest
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
+from rcp.nn.pruner import exact
 from rcp.policies import (
     POLICIES,
     Alone,
@@ -135,7 +136,13 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         max_answer=config.data.max_answer,
         overlong=config.data.overlong,
     )
-    ours = Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget)
+    ours = Learned(
+        score=jax.jit(trained.score),
+        params=trained.weights,
+        told=config.scorer.budget,
+        draw=config.eval.draw,
+        seed=config.eval.seed,
+    )
     policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
     length, keep_tokens = batches[0].tokens.shape[1], config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
@@ -153,7 +160,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         Reader(trained.read, trained.weights, judge),
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
-        granularity=config.budget.granularity,
+        granularity=exact(config.budget.granularity),
         seed=config.seed,
         groups=task.groups or ("",),
         shown=config.eval.shown,

@@ -14,7 +14,7 @@ import numpy as np
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.trained import Trained
-from rcp.nn.pruner import Granularity, Scores, prune
+from rcp.nn.pruner import Granularity, Scores, exact, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -231,7 +231,7 @@ def pruner_of(trained: Trained) -> PromptPruner:
     return PromptPruner(
         score=partial(score, trained.weights),
         tokenizer=trained.build.tokenizer,
-        granularity=trained.config.budget.granularity,
+        granularity=exact(trained.config.budget.granularity),
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,
     )

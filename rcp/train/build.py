@@ -15,6 +15,7 @@ from rcp.config import Config
 from rcp.config_fill import fill
 from rcp.data.pipeline import EncodedTask, TrainPipeline
 from rcp.data.tasks import TASKS, Task
+from rcp.nn.influx import InfluxConfig, InfluxScorer
 from rcp.nn.lora import init_lora
 from rcp.nn.scorer import Scorer, ScorerConfig
 from rcp.nn.transformer import Transformer, TransformerConfig
@@ -80,7 +81,8 @@ def build(config: Config) -> Build:
         weights = nnx.to_pure_dict(model_state)
     scorer_graph, scorer_params = _scorer(config, model.config)
     layer = None if config.scorer.kind == "standalone" else config.scorer.layer
-    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer)
+    apart = config.scorer.positions if config.scorer.kind == "cot_influx" else None
+    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer, apart)
 
     stages = []
     if scratch:
@@ -148,8 +150,11 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
         raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
-    inputs = model.vocab_size if s.kind == "standalone" else model.d_model
-    scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), nnx.Rngs(config.seed + 1))
+    inputs, rngs = model.vocab_size if s.kind == "standalone" else model.d_model, nnx.Rngs(config.seed + 1)
+    if s.kind == "cot_influx":
+        scorer = InfluxScorer(InfluxConfig(inputs, s.width, s.positions, s.padding), rngs)
+    else:
+        scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), rngs)
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)
 
@@ -222,7 +227,14 @@ def _pruner_stage(
         return {} if config.model.train == "full" else {"model": model_params(previous)}
 
     def make_pipeline() -> TrainPipeline:
-        pipeline = TrainPipeline(encoded(), batch_size=config.data.batch_size, seed=seed + 1, shard=this_process())
+        pipeline = TrainPipeline(
+            encoded(),
+            batch_size=config.data.batch_size,
+            seed=seed + 1,
+            phases=config.data.phases,
+            repeats=config.data.repeats,
+            shard=this_process(),
+        )
         known = pipeline.encoded.examples[0].support is not None
         if "bce" in config.objectives and config.labels.source == "support" and not known:
             raise UserError(
