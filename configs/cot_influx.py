@@ -20,7 +20,7 @@ VARIANTS = ("small", "published")
 
 def get_config(variant: str = "small") -> ConfigDict:
     if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+        raise ValueError(f"unknown variant {variant!r}")
     published = variant == "published"
     c = ConfigDict()
     c.task = {
@@ -45,9 +45,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         "repeats": 10 if published else 3,
         "overlong": "drop_segments",
     }
-    c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    if published:
-        c.model.name = "meta-llama/Llama-2-7b-hf"
+    c.model = {"name": "meta-llama/Llama-2-7b-hf" if published else "smollm2-135m-instruct", "dtype": "bfloat16"}
     c.scorer = {"kind": "cot_influx", "layer": 4, "width": 512, "positions": 512 if published else 256}
     c.budget = {"granularity": "independent", "keep_rates": (), "keep_tokens": (2048,) if published else (320,)}
     c.objectives = {"reinforce": 1.0}
@@ -55,7 +53,5 @@ def get_config(variant: str = "small") -> ConfigDict:
     c.reward = {"kind": "cot_influx", "exact_match": 1.0, "likelihood": 1.0, "window": 2048 if published else 320}
     c.optim = {"learning_rate": 3e-4, "warmup_steps": 10}
     c.train = {"steps": 5000 if published else 90, "log_every": 1, "checkpoint_every": 100 if published else 15}
-    c.eval = {"draw": "sample", "keep_rates": (), "examples": 128, "batch_size": 8}
-    if published:
-        c.eval.decode = 256
+    c.eval = {"draw": "sample", "keep_rates": (), "examples": 128, "batch_size": 8, "decode": 256 if published else 0}
     return c

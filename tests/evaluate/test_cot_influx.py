@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from rcp.cli import main
+from rcp.config_file import load_config
 from rcp.nn.pruner import Scores
 from rcp.policies import Learned
+from rcp.types import UserError
 from tests.data.raw_files import write_tiny
 from tests.evaluate.test_own_data import tiny_model
 from tests.nn.pruning import prune
@@ -67,6 +69,16 @@ def test_from_made_up_files_to_a_report(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0.5 < drawn["ours"] < 1 and drawn["ours"] != drawn["random"]
     exact = kept("--config.eval.draw=budget")
     assert exact["ours"] == exact["random"] == drawn["random"]
+
+
+def test_the_published_variant_has_the_published_numbers() -> None:
+    config = load_config(f"{ROOT}/configs/cot_influx.py:published")
+    assert (config.scorer.width, config.scorer.positions, config.scorer.padding) == (512, 512, True)
+    assert (config.reward.kind, config.reward.window, config.budget.keep_tokens) == ("cot_influx", 2048, (2048,))
+    assert (config.data.repeats, config.task.fields["shots"], config.eval.decode) == (10, 32, 256)
+    assert (config.model.name, config.model.train) == ("meta-llama/Llama-2-7b-hf", "frozen")
+    with pytest.raises(UserError, match=r"unknown variant 'large'; expected one of small, published"):
+        load_config(f"{ROOT}/configs/cot_influx.py:large")
 
 
 BATCH = batch_of((Prompt((6, 5, 4)), Prompt((7, 4)), Prompt((6, 5, 4)), Prompt((4, 4))), 20, 3)

@@ -158,7 +158,15 @@ def test_a_warm_start_trains_the_scorer_alone_and_hands_it_on(train, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, held["model"], model["model"])
 
 
-@pytest.mark.parametrize("budget", [{"keep_rates": (0.3, 0.7)}, {"keep_tokens": 5}, {"keep_tokens": (3, 100)}])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"keep_rates": (0.3, 0.7)},
+        {"keep_tokens": 5},
+        {"keep_tokens": (3, 100)},
+        {"keep_tokens": 1, "granularity": "independent"},
+    ],
+)
 def test_static_lengths_hold_every_pruned_prompt(budget):
     config = config_of(budget=budget, data={"lengths": (16, 32), "max_segments": 3})
     built = build(config)
@@ -168,6 +176,7 @@ def test_static_lengths_hold_every_pruned_prompt(budget):
         sizes = [len(ids) for ids in encoded.context]
         fixed = encoded.length - sum(sizes)
         kept = max(config.budget.keep_tokens or (int(0.7 * sum(sizes)),))
+        kept = sum(sizes) if config.budget.granularity == "independent" else kept  # any of them may be kept
         assert fixed + min(kept, sum(sizes)) <= short
         assert fixed + max(sizes) <= single
     assert short % MULTIPLE == single % MULTIPLE == 0
