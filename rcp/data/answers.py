@@ -1,9 +1,9 @@
 """Reading and comparing the final answers of worked solutions, as CoT-Influx does (arXiv 2312.08901).
 
 Which quantity is the answer is decided here: the first after "The answer is", else the last. A quantity is a number
-($1,000.50), a fraction (3/4, 1 1/2) or a piece of LaTeX (\\frac{3}{4}, $1\\frac{1}{2}$, \\(12\\ \\text{cm}\\)). Two plain
-numbers are compared as numbers (72, 72.0 and $72 are equal; 1,000 is 1000; words behind a number, units and per cent
-signs too, do not count). Where either answer is more than a plain number, the library math-verify decides.
+($1,000.50), a fraction (3/4, 1 1/2) or a piece of LaTeX (\\frac{3}{4}, $1\\frac{1}{2}$, \\(12\\ \\text{cm}\\)). Two
+plain numbers are compared as numbers (72, 72.0 and $72 are equal; 1,000 is 1000; words behind a number, units and
+per cent signs too, do not count). Where either answer is more than a plain number, the library math-verify decides.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _library() -> Any:
     """math-verify, imported when first needed (it brings sympy, some seconds)."""
     import math_verify
 
-    # It warns that its timeouts are off. They are signals, which threads cannot have; `_LONGEST`, `_SAFE` stand for them.
+    # It warns that its timeouts are off: they are signals, which threads cannot have. `_SAFE` stands for them.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return math_verify
 

@@ -86,5 +86,5 @@ def test_what_could_take_for_ever_is_not_evaluated(text: str) -> None:
 def test_what_samples_vote_with_is_the_tasks_own_else_the_text() -> None:
     assert key_of(Gsm8k())(" 3 * 2 = 6. The answer is 6.0.\n\nQ: 5") == "6"
     assert key_of(Facts())(" Oslo. Tom is") == "Oslo"
-    assert key_of(Jsonl())(" Oslo. \nNext") == "Oslo"
+    assert key_of(Jsonl(path="any.jsonl"))(" Oslo. \nNext") == "Oslo"
     assert key_of(Chain())(" v1 3 ") == "v1 3", "a task without one"
