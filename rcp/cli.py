@@ -132,6 +132,24 @@ def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------- rcp tables
+
+
+def _tables_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the table; without it they are listed")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="of the table: rcp tables NAME --help")
+
+
+def _tables(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "experiments" / "tables.py").is_file():
+        raise UserError("the tables are in experiments/, which only a checkout has: git clone, pip install -e .")
+    sys.path.insert(0, str(checkout))
+    from experiments.tables import main as run_table
+
+    return run_table(arguments.name, arguments.flags)
+
+
 # ---------------------------------------------------------------------------------------------- rcp doctor
 
 
@@ -149,6 +167,7 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": Command("Train a pruner, or go on training it.", _train_arguments, _train, takes_config=True),
     "eval": Command("Compare a trained pruner with other methods.", _eval_arguments, _eval, takes_config=True),
+    "tables": Command("Measure a table of experiments/, or go on, and write it.", _tables_arguments, _tables),
     "prune": Command("Prune prompt files; their segments are separated by blank lines.", _prune_arguments, _prune),
     "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),
 }

@@ -31,6 +31,9 @@ class TaskConfig:
 class DataConfig:
     """`lengths` are the static lengths a prompt is padded to, in tokens, ascending. `overlong`: what a prompt over the
     longest is; "drop_segments" leaves out its last segments that are neither needed nor forced.
+
+    A curriculum: the training examples, in the task's order, are cut into `phases` equal parts. The first is gone over
+    `repeats` times, shuffled anew each time, then the second, and so on; then all again from the first.
     """
 
     batch_size: int = 16
@@ -39,6 +42,8 @@ class DataConfig:
     max_answer: int = 16
     train_examples: int | None = None
     overlong: Literal["error", "drop_segments"] = "error"
+    phases: int = 1
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,29 @@ class ReaderStageConfig:
 @dataclass(frozen=True)
 class ScorerSection:
     """`layer`: how many of the frozen model's layers all scorers but "standalone" read through. `budget`: whether the
-    scorer is told how much may be kept.
+    scorer is told how much may be kept. `positions`, `padding`: of "cot_influx" alone, what each segment is padded to,
+    and whether padded positions count in the mean of a segment's logits.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
     heads: int = 4
     budget: bool = False
+    positions: int = 512
+    padding: bool = True
 
 
 @dataclass(frozen=True)
 class BudgetConfig:
     """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
-    tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set. `cut`: which end of the segment that
-    crosses the budget is dropped; a worked example that loses its beginning still ends with its answer.
+    tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set. Granularity "independent" has no
+    budget in training (see `rcp.nn.independent`); these are then the budgets of evaluation alone. `cut`: which end of
+    the segment that crosses the budget is dropped; a worked example without its beginning still ends with its answer.
     """
 
-    granularity: Literal["token", "segment", "two_stage"] = "segment"
+    granularity: Literal["token", "segment", "two_stage", "independent"] = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
     keep_tokens: tuple[int, ...] | None = None
     cut: Literal["end", "beginning"] = "end"
@@ -175,11 +184,17 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Weights of the parts of the reward: exact match, 1 / (1 + NLL), share of the context used (subtracted)."""
+    """Weights of the parts of the reward: exact match, 1 / (1 + NLL), share of the context used.
 
+    `kind`: "additive" subtracts the last; "cot_influx" multiplies the sum of the first two by t / `window`, or by its
+    inverse where it is above 1, t being the context tokens kept.
+    """
+
+    kind: Literal["additive", "cot_influx"] = "additive"
     exact_match: float = 1.0
     likelihood: float = 1.0
     length: float = 0.0
+    window: int = 2048
 
 
 @dataclass(frozen=True)
@@ -240,6 +255,10 @@ class EvalConfig:
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
     decoded greedily and the task judges the text.
+
+    `draw`: how a pruner of granularity "independent" decides. "budget": the best of its scores at each budget;
+    "sample": a draw, seeded by `seed` (as CoT-Influx evaluates); "likely": what it keeps with probability above 1/2.
+    The last two know no budget.
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -250,6 +269,8 @@ class EvalConfig:
     bootstrap: int = 1000
     shown: int = 8
     decode: int = 0
+    draw: Literal["budget", "sample", "likely"] = "budget"
+    seed: int = 0
     split: Literal["train", "validation", "test"] = "test"
 
 

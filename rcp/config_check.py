@@ -55,7 +55,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
         "eval.bootstrap model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
-        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature"
+        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature scorer.positions reward.window "
+        "data.phases data.repeats"
     )
     for key in positive.split():
         need(_get(config, key) > 0, key, "above 0")
@@ -64,7 +65,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     not_negative = (
         "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
         "eval.shown eval.decode train.steps reader.steps warm_start.steps optim.warmup_steps reader.warmup_steps seed "
-        "parallel.devices"
+        "parallel.devices eval.seed"
     )
     for key in not_negative.split():
         need(_get(config, key) >= 0, key, "0 or more")
@@ -79,6 +80,15 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
     if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
+    independent = config.budget.granularity == "independent"
+    if through := sorted({"nll", "kl", "budget"} & used):
+        expected = f'one of token, segment, two_stage with the objective "{through[0]}", which needs a number to keep'
+        need(not independent, "budget.granularity", expected)
+    need(
+        independent or config.eval.draw == "budget", "eval.draw", '"budget" unless budget.granularity is "independent"'
+    )
+    told = config.scorer.kind == "cot_influx" and config.scorer.budget
+    need(not told, "scorer.budget", 'false with the kind "cot_influx", which knows no budget')
     if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)

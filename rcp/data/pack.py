@@ -80,12 +80,13 @@ def _ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 def _covers(tokenizer: Tokenizer, ids: np.ndarray, text: str, start: int, end: int) -> np.ndarray:
-    """bool [len(ids)]: tokens that hold some character of text[start:end]; all of them where decoding is not exact.
+    """bool [len(ids)]: tokens that hold some character of text[start:end]; all of them for the whole text, and where
+    decoding is not exact.
 
     Token j holds the characters between the decoded lengths of the first j and the first j + 1 tokens. A character
     split over several tokens decodes to replacement characters until it is whole: such tokens hold a part of it.
     """
-    if tokenizer.decode(ids.tolist()) != text:
+    if (start <= 0 and end >= len(text)) or tokenizer.decode(ids.tolist()) != text:
         return np.ones(len(ids), bool)
     prefixes = [tokenizer.decode(ids[:j].tolist()) for j in range(len(ids) + 1)]
     whole = np.asarray([_common_prefix(prefix, text) for prefix in prefixes])

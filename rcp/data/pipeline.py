@@ -72,6 +72,9 @@ class TrainPipeline(Iterator[Batch]):
       encoded: the examples of an epoch; may be shared.
       batch_size: rows of a batch over all processes; batches run over the ends of epochs, so every one is full.
       seed: of the order. ordered: no shuffling, and examples whose pruned prompts will be about as long together.
+      phases, repeats: the examples of an epoch in so many consecutive parts, as equal as can be; each is gone over
+        `repeats` times, in a new order each time, before the next begins. With a task whose examples are ordered by
+        difficulty this is a curriculum. An epoch then has every example `repeats` times.
       shard: (process, processes): this process gets its consecutive share of the rows of every batch. The length is
         chosen over the whole batch, so that all processes agree on it.
     """
@@ -83,6 +86,8 @@ class TrainPipeline(Iterator[Batch]):
         batch_size: int,
         seed: int,
         ordered: bool = False,
+        phases: int = 1,
+        repeats: int = 1,
         shard: tuple[int, int] = (0, 1),
     ):
         import grain
@@ -91,11 +96,19 @@ class TrainPipeline(Iterator[Batch]):
             raise UserError(f"config.data.batch_size = {batch_size}: not divisible by the {shard[1]} processes")
         self.encoded = encoded
         self._batch_size, self._shard = batch_size, shard
+        if phases > len(encoded):
+            raise UserError(f"config.data.phases = {phases}: expected at most the {len(encoded)} training examples")
+        ends = [len(encoded) * phase // phases for phase in range(phases + 1)]
+        parts = [grain.MapDataset.range(*ends[i : i + 2]).seed(seed + i).shuffle() for i in range(phases)]
         if ordered:
-            dataset = grain.MapDataset.source(by_fixed_length([encoded[i] for i in range(len(encoded))]))
+            parts = [grain.MapDataset.source(by_fixed_length([encoded[i] for i in range(len(encoded))]))]
+        if phases * repeats > 1:
+            parts = [grain.MapDataset.concatenate([part.repeat(repeats) for part in parts])]
+        dataset = parts[0].repeat(None)
+        if batch_size == 1:  # the length of an endless dataset's batches of one is over what grain can say
+            dataset = dataset.map(lambda index: [index])
         else:
-            dataset = grain.MapDataset.range(len(encoded)).seed(seed).shuffle()
-        dataset = dataset.repeat(None).batch(batch_size, batch_fn=list)
+            dataset = dataset.batch(batch_size, batch_fn=list)
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
     def __next__(self) -> Batch:

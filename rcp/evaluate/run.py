@@ -18,6 +18,7 @@ from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, of_run
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
+from rcp.nn.pruner import exact
 from rcp.policies import (
     POLICIES,
     Alone,
@@ -116,23 +117,28 @@ def write_report(
     return rows
 
 
-def measure(
-    subject: Subject,
-    batches: Sequence[Batch],
-    examples: Sequence[Example],
-    cell_of: Callable[[Policy], Cell],
-    *,
-    watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
-) -> Results:
-    """Compares the methods of the subject's config on its examples, by `sweep`; see there for `cell_of` and `watch`."""
-    config = subject.config
-    policies = make_policies(
-        config.eval.methods,
+def policies_of(subject: Subject, batches: Sequence[Batch]) -> list[Policy]:
+    """The methods that the subject's config names; see `make_policies`."""
+    return make_policies(
+        subject.config.eval.methods,
         batches,
         model=subject.model_of(subject.weights),
         decode=subject.tokenizer.decode,
         ours=subject.ours,
     )
+
+
+def measure(
+    subject: Subject,
+    batches: Sequence[Batch],
+    examples: Sequence[Example],
+    policies: Sequence[Policy],
+    cell_of: Callable[[Policy], Cell],
+    *,
+    watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
+) -> Results:
+    """Compares the policies on the subject's examples, as its config says; `cell_of` and `watch` as in `sweep`."""
+    config = subject.config
     keep_tokens = config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(
         f"{len(examples)} examples of the {config.eval.split} split, prompts padded to "
@@ -151,7 +157,7 @@ def measure(
         Reader(subject.read, subject.weights, judge),
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
-        granularity=config.budget.granularity,
+        granularity=exact(config.budget.granularity),
         cut=config.budget.cut,
         seed=config.seed,
         groups=subject.task.groups or ("",),
@@ -179,7 +185,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
     def cell_of(policy: Policy) -> Cell:
         return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy))
 
-    results, config = measure(subject, batches, examples, cell_of), subject.config
+    results, config = measure(subject, batches, examples, policies_of(subject, batches), cell_of), subject.config
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
     times = "once for all settings" if results.compiles else "not at all: every number was there"
     print(f"the report is in {folder} (the reader was compiled {times})")

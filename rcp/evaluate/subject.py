@@ -17,12 +17,14 @@ from rcp.data.tasks import Task
 from rcp.infer.trained import Trained
 from rcp.nn.reader import Reading, read
 from rcp.policies import Learned, Policy
-from rcp.pretrained import load
+from rcp.pretrained import Pretrained, load
 from rcp.train.build import make_task
 from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
+EXAMPLES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split")
+"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Subject:
             "dtype": config.model.dtype,
             "granularity": policy.granularity or config.budget.granularity,
             "cut": config.budget.cut,
-            "decode": config.eval.decode,
+            **{f"eval.{key}": value for key, value in asdict(config.eval).items() if key not in EXAMPLES},
         }
         if policy.draws:
             found["seed"] = config.seed
@@ -89,8 +91,9 @@ def of_run(trained: Trained) -> Subject:
     params, frozen = trained.weights
     origin = trained.build.stages[-1].weights
     own = {name: part for name, part in params.items() if name in ("model", "lora")}
-    reader = origin if origin and not own else digest_of((own, frozen))
+    reader = origin if origin and not own else digest_of((own, frozen.get("model")))
     pruner = {"pruner": digest_of(params["pruner"]), "scorer": asdict(config.scorer)}
+    pruner |= {"draw": config.eval.draw, "eval_seed": config.eval.seed}
     return Subject(
         config,
         trained.build.task,
@@ -99,13 +102,21 @@ def of_run(trained: Trained) -> Subject:
         reader,
         trained.read,
         lambda weights: networks.model_of(*weights),
-        Learned(score=jax.jit(trained.score), params=trained.weights, told=config.scorer.budget),
+        Learned(
+            score=jax.jit(trained.score),
+            params=trained.weights,
+            told=config.scorer.budget,
+            draw=config.eval.draw,
+            seed=config.eval.seed,
+        ),
         pruner,
     )
 
 
-def of_reader(config: Config) -> Subject:
+def of_reader(config: Config, found: Pretrained | None = None) -> Subject:
     """A published model and a task alone: what the methods that train nothing need.
+
+    `found`: the model, where it is loaded already.
 
     Raises:
       UserError: weights that are not there, an unknown task; a model that is to be trained from scratch.
@@ -113,7 +124,7 @@ def of_reader(config: Config) -> Subject:
     if config.model.name == "scratch":
         raise UserError('config.model.name is "scratch": without a run there is no such model; name a published one')
     task = make_task(config)
-    found = load(config.model.name, dtype=config.model.dtype)
+    found = found or load(config.model.name, dtype=config.model.dtype)
     graph, state = nnx.split(found.model)
 
     def model_of(weights: Any) -> Any:

@@ -94,8 +94,8 @@ def sweep(
       progress: told of each setting that is done.
       cell_of: where the findings of a policy are kept. Batches that are there are not computed again; after each new
         one the cell is saved.
-      watch: told after each new batch (method, batches done, of how many); an exception of it ends the sweep, and what
-        is done is saved.
+      watch: told (method, batches done, of how many) before each new batch and after the last; an exception of it ends
+        the sweep, and what is done is saved.
 
     Raises:
       UserError: no examples, or a keep rate outside (0, 1].
@@ -116,13 +116,16 @@ def sweep(
             shown = bench.shows(number)
             if wanted := [budget for budget in plan[policy.name] if not cell.holds(budget.key, name, shown=shown)]:
                 missing[number] = wanted
-        if note := cell.note(len(batches) - len(missing), len(batches)):
+        done = len(batches) - len(missing)
+        if note := cell.note(done, len(batches)):
             progress(f"{policy.name}: {note}")
         for place, (number, wanted) in enumerate(missing.items()):
+            watch(policy.name, done + place, len(batches))
             found = bench.batch(policy, number, wanted, key, policy.granularity or granularity, first=place == 0)
             cell.pieces |= {(budget.key, digests[number]): piece for budget, piece in found.items()}
             cell.save(jax.devices()[0].device_kind)
-            watch(policy.name, len(batches) - len(missing) + place + 1, len(batches))
+        if missing:
+            watch(policy.name, len(batches), len(batches))
         for budget in plan[policy.name]:
             pieces = [cell.pieces[budget.key, name] for name in digests]
             columns[policy.name, budget.rate] = pieces

@@ -222,31 +222,42 @@ def legend(decoded: bool) -> str:
 
 def markdown(entries: Sequence[Row], *, decoded: bool = False) -> str:
     """The tables in Markdown, with a legend; `decoded` as in `Results`."""
-    out = []
-    for table in grids(entries):
-        out += [f"### {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
-        out += [_line(tuple(f"**{cell}**" for cell in line) if line[0] == "ours" else line) for line in table.lines]
-        out.append("")
+    out = [line for table in grids(entries) for line in markdown_lines(table)]
     return "\n".join([*out, legend(decoded)]) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown_lines(table: Grid, ours: str = "ours") -> list[str]:
+    """One table in Markdown, its title and an empty line behind it; the row `ours` in bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def bold(cells: Sequence[str]) -> list[str]:
+        return [f"**{cell}**" if cell else "" for cell in cells]
+
+    lines = [line(bold(cells) if cells[0] == ours else cells) for cells in table.lines]
+    return [f"### {table.title}", "", line(table.header), "|" + "---|" * len(table.header), *lines, ""]
 
 
 def print_console(entries: Sequence[Row], *, decoded: bool = False) -> None:
     """The same tables on the terminal."""
     from rich.console import Console
+
+    print_grids(grids(entries))
+    Console().print(legend(decoded), style="dim", highlight=False)
+
+
+def print_grids(contents: Sequence[Grid], ours: str = "ours") -> None:
+    """Tables on the terminal. On a narrow one long lines wrap; no figure is cut off."""
+    from rich.console import Console
     from rich.table import Table
 
     width = Console().width
-    for content in grids(entries):
+    for content in contents:
         table = Table(title=content.title, title_justify="left", header_style="bold")
         for i, name in enumerate(content.header):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for line in content.lines:
-            table.add_row(*line, style="bold green" if line[0] == "ours" else None)
-        # On a narrow terminal long lines wrap; no figure is cut off.
+            table.add_row(*line, style="bold green" if line[0] == ours else None)
         needed = Console(width=1000).measure(table).maximum
         Console(width=max(width, needed)).print(table)
-    Console().print(legend(decoded), style="dim", highlight=False)

@@ -13,8 +13,10 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
+from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
-from rcp.nn.pruner import Cut, Granularity, Scores, prune
+from rcp.nn.layout import of_segment
+from rcp.nn.pruner import Cut, Granularity, Scores, exact, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -29,7 +31,9 @@ class PrunedPrompt:
       text: what is left of the context. Segments kept whole are as they were, letter by letter; one that was cut keeps
         the white space around it, which parts it from its neighbours.
       tokens, kept: tokens of the whole context and of `text`, each tokenised as one text.
-      asked: tokens asked for; `kept` is at most that, unless what is forced takes more.
+      asked: tokens asked for; `kept` is just that wherever a text of this length is found, and else below it, or above
+        where what is forced takes more. A context that has fewer is kept whole.
+      unmended: tokens of the text that as many of the scorer's tokens as were asked for would have left.
       segments, kept_segments: the numbers of all segments and of those of which something was kept.
       note: what deserves to be said, or empty.
     """
@@ -38,6 +42,7 @@ class PrunedPrompt:
     tokens: int
     kept: int
     asked: int
+    unmended: int
     segments: int
     kept_segments: tuple[int, ...]
     note: str = ""
@@ -103,52 +108,33 @@ class PromptPruner:
                     f"{example.uid}: the budget of {asked[i]} tokens is below the {forced[i]} tokens that must be kept "
                     f"(--force); ask for at least {forced[i]} of the {tokens[i]}"
                 )
-        found = self._fill(batch, texts, encoded, asked, forced)
-        return [
-            PrunedPrompt(
-                text=text,
-                tokens=tokens[i],
-                kept=self._count(text),
-                asked=asked[i],
-                segments=len(texts[i]),
-                kept_segments=kept,
-                note=_note(asked[i], tokens[i]),
-            )
-            for i, (text, kept) in enumerate(found)
-        ]
+        wanted = np.minimum(asked, tokens)
+        masks, unmended = self._fill(batch, texts, encoded, wanted)
+        pruned = []
+        for i, mask in enumerate(masks):
+            text, kept = self._left(texts[i], encoded[i], mask)
+            count = self._count(text)
+            note = _note(asked[i], tokens[i], count)
+            pruned.append(PrunedPrompt(text, tokens[i], count, asked[i], unmended[i], len(texts[i]), kept, note))
+        return pruned
 
     def _fill(
-        self,
-        batch: Batch,
-        texts: Sequence[Sequence[str]],
-        encoded: Sequence[EncodedExample],
-        asked: Sequence[int],
-        forced: np.ndarray,
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        """For each prompt what is left, and of which segments, of the largest budget whose text has `asked` tokens.
+        self, batch: Batch, texts: Sequence[Sequence[str]], encoded: Sequence[EncodedExample], wanted: np.ndarray
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """For each prompt which context tokens are left, so that their text has `wanted` tokens; and `unmended`."""
+        scores = self.score(batch, jnp.asarray(wanted, jnp.int32))  # once, whatever budgets are tried
+        context = [row == Role.CONTEXT for row in batch.role]
 
-        The text is not the sum of the scorer's tokens: white space between segments counts too, and tokens merge over
-        their ends. So the budget of the scorer's tokens is found by halving an interval; the scores are computed once.
-        """
-        scores = self.score(batch, jnp.asarray(asked, jnp.int32))
-
-        def at(budget: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
+        def at(budget: np.ndarray) -> list[Kept]:
             tokens = jnp.asarray(budget, jnp.int32)
-            keep = np.asarray(_keep(scores, batch, tokens, granularity=self.granularity, cut=self.cut))
-            rows = enumerate(zip(texts, encoded))
-            return [self._left(text, example, keep[i][batch.role[i] == Role.CONTEXT]) for i, (text, example) in rows]
+            keep, rank = map(np.asarray, _keep(scores, batch, tokens, granularity=self.granularity, cut=self.cut))
+            return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
-        fits = np.maximum(forced, 1)  # taken even where its text has more tokens than were asked for
-        above = np.minimum(asked, np.sum(batch.role == Role.CONTEXT, axis=1)) + 1
-        budget, found = above - 1, at(fits)
-        while np.any(above - fits > 1):
-            for i, one in enumerate(at(budget)):
-                if self._count(one[0]) <= asked[i]:
-                    fits[i], found[i] = budget[i], one
-                else:
-                    above[i] = budget[i]
-            budget = np.maximum((fits + above) // 2, fits)
-        return found
+        def count(i: int, mask: np.ndarray) -> int:
+            return self._count(self._left(texts[i], encoded[i], mask)[0])
+
+        forced = [row[inside] for row, inside in zip(batch.forced, context)]
+        return meet(at, count, wanted, forced)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text)) if text else 0
@@ -191,8 +177,14 @@ class PromptPruner:
 
 
 @partial(jax.jit, static_argnames=("granularity", "cut"))
-def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut) -> jax.Array:
-    return prune(scores, batch, budget, granularity=granularity, cut=cut).keep
+def _keep(
+    scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut
+) -> tuple[jax.Array, jax.Array]:
+    """The keep mask, and each token's place in the order in which tokens are kept; those of a segment share one."""
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
+    if granularity == "segment":
+        return pruned.keep, of_segment(pruned.segment_rank, batch)
+    return pruned.keep, pruned.token_rank
 
 
 def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
@@ -202,8 +194,10 @@ def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
     return start, end
 
 
-def _note(asked: int, tokens: int) -> str:
-    return f"the budget of {asked} tokens is above the context's {tokens}: it is kept whole" if asked > tokens else ""
+def _note(asked: int, tokens: int, kept: int) -> str:
+    if asked > tokens:
+        return f"the budget of {asked} tokens is above the context's {tokens}: it is kept whole"
+    return f"no text of exactly {asked} tokens was found: this one has {kept}" if kept != asked else ""
 
 
 def _at_rate(tokens: int, keep_rate: float) -> int:
@@ -233,7 +227,7 @@ def pruner_of(trained: Trained) -> PromptPruner:
     return PromptPruner(
         score=partial(score, trained.weights),
         tokenizer=trained.build.tokenizer,
-        granularity=trained.config.budget.granularity,
+        granularity=exact(trained.config.budget.granularity),
         cut=trained.config.budget.cut,
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from flax import nnx
@@ -11,7 +11,8 @@ from flax import nnx
 from rcp.config import Config
 from rcp.config_fill import fill
 from rcp.data.tasks import TASKS, Task
-from rcp.nn.scorer import Scorer, ScorerConfig
+from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
+from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
@@ -19,7 +20,7 @@ from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
 from rcp.train.parallel import start_processes
 from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
-from rcp.train.step import Networks
+from rcp.train.step import Networks, View
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]
@@ -73,8 +74,7 @@ def build(config: Config) -> Build:
     if not scratch:
         weights = nnx.to_pure_dict(model_state)
     scorer_graph, scorer_params = _scorer(config, model.config)
-    layer = None if config.scorer.kind == "standalone" else config.scorer.layer
-    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer, config.scorer.kind == "pooled")
+    networks = Networks(model_graph, scorer_graph, _view(config), config.data.max_answer)
 
     stages = []
     if scratch:
@@ -124,13 +124,26 @@ def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     return Transformer(shape, rngs=nnx.Rngs(config.seed), dtype=m.dtype, param_dtype="float32")
 
 
+def _view(config: Config) -> View | None:
+    """What the scorer reads of the model."""
+    s = config.scorer
+    if s.kind == "standalone":
+        return None
+    if s.kind == "cot_influx":
+        return partial(shot_states, layer=s.layer, positions=s.positions)
+    return partial(piece_features if s.kind == "pooled" else early_features, layer=s.layer)
+
+
 def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Params]:
     s = config.scorer
     if s.width % s.heads:
         raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
-    inputs = model.vocab_size if s.kind == "standalone" else model.d_model
-    scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), nnx.Rngs(config.seed + 1))
+    inputs, rngs = model.vocab_size if s.kind == "standalone" else model.d_model, nnx.Rngs(config.seed + 1)
+    if s.kind == "cot_influx":
+        scorer = InfluxScorer(InfluxConfig(inputs, s.width, s.positions, s.padding), rngs)
+    else:
+        scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), rngs)
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)

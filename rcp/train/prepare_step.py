@@ -25,14 +25,14 @@ from rcp.types import Batch
 Table = dict[str, Array]
 
 
-def empty_table(config: Config, networks: Networks, width: int) -> Table:
+def empty_table(config: Config, width: int) -> Table:
     """Zeros: "gains" float32 [examples, segments], "features" float32 [examples, segments + 1, width], where used."""
     examples, segments = config.data.train_examples, config.data.max_segments
     assert examples is not None
     table = {}
     if _labelled(config):
         table["gains"] = jnp.zeros((examples, segments), jnp.float32)
-    if networks.of_pieces:
+    if config.scorer.kind == "pooled":
         table["features"] = jnp.zeros((examples, segments + 1, width), jnp.float32)
     return table
 
@@ -54,7 +54,7 @@ def make_prepare_step(
             rows["gains"] = gains
             spread = jnp.std(gains, axis=1, where=segment_exists(batch))
             metrics["gain_spread"] = sum_shares(global_mean(spread, batch.weight, axis_name), axis_name)
-        if networks.of_pieces:
+        if config.scorer.kind == "pooled":
             rows["features"] = networks.features({}, frozen, batch)
         table = {name: _written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
         return TrainState(state.step + 1, {"prepared": table}, state.opt_state, state.aux, state.key), metrics

@@ -92,7 +92,7 @@ def prepare_stage(config: Config, parts: Parts, width: int) -> Stage:
     size = config.data.batch_size
 
     def init_state(previous: Params | None) -> TrainState:
-        return new_state(config.seed, {"prepared": empty_table(config, parts.networks, width)}, ())
+        return new_state(config.seed, {"prepared": empty_table(config, width)}, ())
 
     def frozen(previous: Params | None) -> Params:
         return {"model": parts.model(previous)}
@@ -144,7 +144,14 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
                 f'config.labels.source is "support", but the task {config.task.name} does not know which segments a '
                 'question needs: expected "leave_one_out" or "alone"'
             )
-        return TrainPipeline(encoded, batch_size=config.data.batch_size, seed=seed + 1, shard=this_process())
+        return TrainPipeline(
+            encoded,
+            batch_size=config.data.batch_size,
+            seed=seed + 1,
+            phases=config.data.phases,
+            repeats=config.data.repeats,
+            shard=this_process(),
+        )
 
     step = make_pruner_step(config, parts.networks, optimizer, parts.lengths)
     return Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=parts.origin)

@@ -24,7 +24,7 @@ from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
-from rcp.nn.scorer import early_features, piece_features
+from rcp.nn.transformer import Transformer
 from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.train.labels import keep_labels, segment_gains
@@ -33,21 +33,20 @@ from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
 
 Params = dict[str, Any]
+View = Callable[[Transformer, Batch], Array]
 
 
 @dataclass(frozen=True)
 class Networks:
     """The two graphs, without their parameters.
 
-    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone. `of_pieces`: whether it
-    reads the states of whole pieces (`rcp.nn.scorer.piece_features`).
+    `view`: what the scorer reads of the model; None for a scorer that stands alone.
     """
 
     model: nnx.GraphDef
     scorer: nnx.GraphDef
-    feature_layer: int | None
+    view: View | None
     max_answer: int
-    of_pieces: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
         weights = params["model"] if "model" in params else frozen["model"]
@@ -55,10 +54,9 @@ class Networks:
 
     def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
         """The scorer's view of a batch, without gradient."""
-        if self.feature_layer is None:
+        if self.view is None:
             return None
-        features = piece_features if self.of_pieces else early_features
-        return jax.lax.stop_gradient(features(self.model_of(params, frozen), batch, self.feature_layer))
+        return jax.lax.stop_gradient(self.view(self.model_of(params, frozen), batch))
 
     def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
@@ -113,7 +111,8 @@ def make_pruner_step(
     needs, granularity, cut = needs_of(config), config.budget.granularity, config.budget.cut
     weights = {name: objective_weight(c, config.train.steps) for name, c in config.objectives.items()}
     settings = Settings(config.policy.baseline, config.policy.normalise, config.policy.clip, granularity)
-    reward_weights = RewardWeights(config.reward.exact_match, config.reward.likelihood, config.reward.length)
+    r = config.reward
+    reward_weights = RewardWeights(r.exact_match, r.likelihood, r.length, r.kind, r.window)
 
     def budget_of(batch: Batch, keys: Array) -> Int[Array, " batch"]:
         tokens, rates = config.budget.keep_tokens, config.budget.keep_rates
@@ -149,12 +148,11 @@ def make_pruner_step(
             return Collected(features, budget, keys, labels, full, None, None, None, None, None)
 
         scores = networks.score(state.params, batch, features, budget)
-        count = jnp.maximum(jnp.sum(batch.role == Role.CONTEXT, axis=1), 1).astype(jnp.float32)
+        context = jnp.sum(batch.role == Role.CONTEXT, axis=1, dtype=jnp.int32)
 
         def earn(pruned: Pruned) -> tuple[Array, Array]:
             reading = read_batch(pruner.compact(batch, pruned.keep, short))
-            share = pruned.kept.astype(jnp.float32) / count
-            return reward(reading.nll, reading.exact, share, reward_weights), reading.exact
+            return reward(reading.nll, reading.exact, pruned.kept, context, reward_weights), reading.exact
 
         def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
@@ -229,6 +227,8 @@ def make_pruner_step(
             assert collected.exact is not None
             exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)
             metrics |= {"reward": mean, "exact_match": sum_shares(exact, axis_name)}
+            for name, counts in _counts(collected.pruned, granularity).items():
+                metrics[name] = sum_shares(global_mean(counts, batch.weight, axis_name), axis_name)
             if "baseline" in aux:
                 decay = config.policy.baseline_decay
                 moved = decay * aux["baseline"] + (1 - decay) * mean
@@ -258,6 +258,13 @@ def apply(params: Params, updates: Any) -> Params:
 def sum_shares(tree: Any, axis_name: str | None) -> Any:
     """Shares of global means, summed over the devices."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _counts(pruned: Pruned | None, granularity: pruner.Granularity) -> dict[str, Float[Array, " batch"]]:
+    """Means over an example's draws: context tokens kept; where no budget decides, also segments that survived."""
+    assert pruned is not None
+    counts = {"kept": pruned.kept} | ({"survived": pruned.drawn} if granularity == "independent" else {})
+    return {name: jnp.mean(count.astype(jnp.float32), axis=0) for name, count in counts.items()}
 
 
 def _divergence(full: Array, reading: Reading) -> Float[Array, " batch"]:

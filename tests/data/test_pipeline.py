@@ -60,6 +60,36 @@ def test_every_epoch_has_every_example_once_in_another_order():
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
 
 
+def test_phases_are_gone_over_one_after_another_each_so_many_times():
+    """50 examples in 3 phases, twice each: 16, 17 and 17 of them; every pass has an order of its own."""
+    stream = pipeline(batch_size=1, phases=3, repeats=2)
+    indices = [int(next(stream).index[0]) for _ in range(200)]
+    cuts = [0, 16, 32, 49, 66, 83, 100]
+    phases = [range(16), range(16), range(16, 33), range(16, 33), range(33, 50), range(33, 50)]
+    for epoch in (indices[:100], indices[100:]):
+        passes = [epoch[cuts[i] : cuts[i + 1]] for i in range(6)]
+        assert [sorted(own) for own in passes] == [list(phase) for phase in phases]
+        assert all(passes[i] != passes[i + 1] for i in (0, 2, 4))
+    assert indices[:100] != indices[100:]
+    with pytest.raises(UserError, match=r"data.phases = 51: expected at most the 50"):
+        pipeline(phases=51)
+
+
+@pytest.mark.parametrize("consumed", [1, 4, 13])
+def test_a_curriculum_resumes_at_the_very_next_batch(consumed):
+    """Within a phase, over its end and in a later epoch; the process and its share of the rows included."""
+    options = {"phases": 3, "repeats": 2, "shard": (1, 2)}
+    stream = pipeline(**options)
+    for _ in range(consumed):
+        next(stream)
+    state, expected = stream.get_state(), list(itertools.islice(stream, 15))
+    resumed = pipeline(**options)
+    next(resumed)
+    resumed.set_state(state)
+    assert all(map(same, expected, itertools.islice(resumed, 15)))
+    assert same(next(stream), next(resumed))
+
+
 def test_count_limits_the_epoch():
     stream = pipeline(count=12, batch_size=6)
     assert sorted(np.concatenate([next(stream).index, next(stream).index])) == list(range(12))

@@ -72,9 +72,9 @@ def test_a_stopped_sweep_goes_on_within_the_method(whole: tuple[Counted, Results
 
     with pytest.raises(KeyboardInterrupt):
         run(watch=stop)
-    assert run.done[-1] == ("random", 1, 2)
+    assert run.done[-2:] == [("random", 0, 2), ("random", 1, 2)]
     assert_same(run(), whole[1])
-    assert run.done == [("random", 2, 2), ("bm25", 1, 2), ("bm25", 2, 2)]
+    assert run.done == [("random", 1, 2), ("random", 2, 2), *(("bm25", done, 2) for done in range(3))]
     assert any(line.startswith("random: 1 of 2 batches are in ") for line in run.said)
 
 
@@ -93,23 +93,23 @@ def test_finished_cells_are_read_and_a_method_or_a_budget_is_added(whole: tuple[
 def test_more_examples_compute_only_the_new_batches(tmp_path: Path) -> None:
     run = Counted(tmp_path)
     run((First(),), batches=batches()[:1])
-    assert run.done == [("first", 1, 1)]
+    assert run.done == [("first", 0, 1), ("first", 1, 1)]
     assert len(run((First(),)).index) == COUNT
-    assert run.done == [("first", 2, 2)]
+    assert run.done == [("first", 1, 2), ("first", 2, 2)]
 
 
 def test_a_stale_cell_is_computed_again_and_says_why(whole: tuple[Counted, Results], tmp_path: Path) -> None:
     run = Counted(tmp_path)
     run((Random(),))
     run((Random(),), cell_of=lambda policy: run.cell_of(policy, seed=1))
-    assert "random.npz is stale: seed was None and is 1; measured anew" in run.said[0] and len(run.done) == 2
+    assert "random.npz is stale: seed was None and is 1; measured anew" in run.said[0] and len(run.done) == 3
     (tmp_path / "random.npz").write_bytes(b"PK\x03\x04 half of a file")
     assert_same(run((Random(),)), Counted(tmp_path / "new")((Random(),)))
-    assert "random.npz cannot be read" in run.said[0] and len(run.done) == 2
+    assert "random.npz cannot be read" in run.said[0] and len(run.done) == 3
     changed = batches()
     changed[0].tokens[0, 1] += 1
     run((Random(),), batches=changed)
-    assert run.done == [("random", 2, 2)], "a changed prompt is another batch"
+    assert run.done == [("random", 1, 2), ("random", 2, 2)], "a changed prompt is another batch"
 
 
 def test_methods_measured_apart_are_one_sweep_together(whole: tuple[Counted, Results], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_masks_are_kept_only_where_they_are_shown(tmp_path: Path) -> None:
     run((First(),), shown=0)
     assert all(piece.keep is None for piece in read_cell(tmp_path / "first.npz").pieces.values())
     assert len(run((First(),), shown=ROWS).shown) == ROWS
-    assert run.done == [("first", 2, 2)], "the first batch again, with masks"
+    assert run.done == [("first", 1, 2), ("first", 2, 2)], "the first batch again, with masks"
     masks = [piece.keep is not None for piece in read_cell(tmp_path / "first.npz").pieces.values()]
     assert masks == [True, True, False, False]
 
@@ -155,4 +155,4 @@ def test_a_file_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "first.npz").read_bytes() == before
     monkeypatch.setattr(np, "savez_compressed", save)
     run((First(),))
-    assert run.done == [("first", 2, 2)]
+    assert run.done == [("first", 1, 2), ("first", 2, 2)]
