@@ -18,6 +18,7 @@ from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
+from rcp.train.outside import Outside
 from rcp.train.parallel import start_processes
 from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
 from rcp.train.step import Networks, View
@@ -83,7 +84,8 @@ def build(config: Config) -> Build:
         stages.append(reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
     encoded = cache(lambda: encode_training(config, task, tokenizer))
     lengths = pruned_lengths(config.budget, encoded)
-    parts = Parts(networks, encoded, lengths, scorer_params, weights, origin)
+    outside = Outside(config, task, tokenizer, encoded) if config.reward.reader == "openai" else None
+    parts = Parts(networks, encoded, lengths, scorer_params, weights, origin, outside)
     if config.train.prepare:
         stages.append(prepare_stage(config, parts, model.config.d_model))
     if config.warm_start.steps:
