@@ -16,7 +16,7 @@ from typing import Any
 
 from rcp.config import EndpointConfig
 from rcp.endpoint.cache import Cache, fingerprint
-from rcp.endpoint.http import RefusedError, send
+from rcp.endpoint.transport import RefusedError, send
 from rcp.types import UserError
 
 
@@ -35,7 +35,7 @@ class Client:
         self.config, self._cache, self.sent = config, Cache(cache), 0
         root = config.base_url.rstrip("/")
         self.base = root if "/" in root.partition("://")[2] else f"{root}/v1"
-        self._lock = threading.Lock()
+        self._lock, self._slots = threading.Lock(), threading.BoundedSemaphore(config.concurrency)
 
     @cached_property
     def model(self) -> str:
@@ -111,12 +111,13 @@ class Client:
 
         def fetch(item: tuple[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any]]]) -> None:
             key, (path, body, read) = item
-            if stop.is_set():
-                return
             try:
-                with self._lock:
-                    self.sent += 1
-                answer = self._send(path, body, stop)
+                with self._slots:  # of all calls, which may come from several threads
+                    if stop.is_set():
+                        return
+                    with self._lock:
+                        self.sent += 1
+                    answer = self._send(path, body, stop)
                 try:
                     self._cache[key] = read(answer)
                 except (KeyError, TypeError, IndexError, AttributeError):

@@ -196,7 +196,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         host = Outside(client, texts, subject.task.check, decoding)
 
     def cell_of(policy: Policy) -> Cell:
-        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy))
+        served = {"endpoint.model": host.client.model} if host is not None else {}
+        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
     results = measure(subject, batches, examples, policies_of(subject, batches), cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)

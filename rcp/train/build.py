@@ -36,6 +36,7 @@ class Build:
       configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
+    outside: the model behind an endpoint that rewards, where `reward.reader` says so.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Build:
     networks: Networks
     stages: list[Stage]
     pruned_lengths: Lengths
+    outside: Outside | None = None
 
 
 def build(config: Config) -> Build:
@@ -91,7 +93,7 @@ def build(config: Config) -> Build:
     if config.warm_start.steps:
         stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
     stages.append(pruner_stage("pruner", config, config.seed + 3, parts))
-    return Build(task, tokenizer, networks, stages, lengths)
+    return Build(task, tokenizer, networks, stages, lengths, outside)
 
 
 def make_task(config: Config) -> Task:

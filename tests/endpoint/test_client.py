@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rcp.config import EndpointConfig
-from rcp.endpoint import http
+from rcp.endpoint import transport
 from rcp.endpoint.client import Client
 from rcp.types import UserError
 from tests.endpoint.server import count, serving
@@ -29,7 +29,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(transport, "FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -127,10 +127,10 @@ def test_retry_after_is_a_number_or_a_date() -> None:
         message["Retry-After"] = value
         return message
 
-    assert http._retry_after(headers("7")) == 7.0 and http._retry_after(None) is None
-    found = http._retry_after(headers(formatdate(time.time() + 30, usegmt=True)))
+    assert transport._retry_after(headers("7")) == 7.0 and transport._retry_after(None) is None
+    found = transport._retry_after(headers(formatdate(time.time() + 30, usegmt=True)))
     assert found is not None and 25 < found <= 31
-    assert http._retry_after(headers("soon")) is None
+    assert transport._retry_after(headers("soon")) is None
 
 
 def test_requests_are_plain_json(url: str, tmp_path: Path) -> None:
