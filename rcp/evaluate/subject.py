@@ -91,7 +91,7 @@ class Subject:
             "cut": config.budget.cut,
             **self._eval_keys(),
         }
-        if policy.draws:
+        if policy.draws or config.eval.samples > 1:
             found["seed"] = config.seed
         if isinstance(policy, Learned):
             return found | dict(policy.identity)
