@@ -184,11 +184,37 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    """Another vendor's model behind an OpenAI-compatible HTTP endpoint; see `rcp.endpoint.client`.
+
+    `base_url` is such as "http://127.0.0.1:8000/v1"; `model` may be left out where the endpoint serves one. `api`:
+    "completions" sends the plain prompt, "chat" sends it as a user's message. `api_key_env` names the environment
+    variable that holds the key (none is sent where it is not set). `concurrency`: requests at a time; `timeout`:
+    seconds a request; `retries`: how often a request that was refused for the moment is sent again. `max_new`: tokens
+    of an answer at most. `logprobs`: also ask how likely the gold answer is, where the endpoint echoes prompts with
+    log-probabilities.
+    """
+
+    base_url: str = ""
+    model: str = ""
+    api: Literal["completions", "chat"] = "completions"
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 6
+    max_new: int = 256
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """Weights of the parts of the reward: exact match, 1 / (1 + NLL), share of the context used.
 
     `kind`: "additive" subtracts the last; "cot_influx" multiplies the sum of the first two by t / `window`, or by its
     inverse where it is above 1, t being the context tokens kept.
+
+    `reader` "openai" asks the model behind `endpoint` instead of our own for the exact match, and for the likelihood
+    where `endpoint.logprobs` is set. Each step then waits for the answers.
     """
 
     kind: Literal["additive", "cot_influx"] = "additive"
@@ -196,6 +222,8 @@ class RewardConfig:
     likelihood: float = 1.0
     length: float = 0.0
     window: int = 2048
+    reader: Literal["model", "openai"] = "model"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
 @dataclass(frozen=True)
@@ -255,7 +283,10 @@ class EvalConfig:
     given). `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
-    decoded greedily and the task judges the text.
+    decoded greedily and the task judges the text. With `samples` above 1, so many answers are drawn at `temperature`
+    from the likeliest tokens that reach `top_p`, and the answer that most of them give is judged (self-consistency).
+
+    `reader` "openai": the model behind `endpoint` answers, from the pruned text.
 
     `draw`: how a pruner of granularity "independent" decides. "budget": the best of its scores at each budget;
     "sample": a draw, seeded by `seed` (as CoT-Influx evaluates); "likely": what it keeps with probability above 1/2.
@@ -271,6 +302,11 @@ class EvalConfig:
     bootstrap: int = 1000
     shown: int = 8
     decode: int = 0
+    samples: int = 1
+    temperature: float = 0.7
+    top_p: float = 1.0
+    reader: Literal["model", "openai"] = "model"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     draw: Literal["budget", "sample", "likely"] = "budget"
     seed: int = 0
     split: Literal["train", "validation", "test"] = "test"

@@ -27,6 +27,7 @@ class EncodedExample:
       index: number of the example in its dataset.
       group: number of the example's group.
       uid: its name in messages.
+      numbers: of the segments in the example as text, where some were left out; None: all are there.
     """
 
     instruction: np.ndarray
@@ -38,6 +39,7 @@ class EncodedExample:
     index: int = 0
     group: int = 0
     uid: str = ""
+    numbers: tuple[int, ...] | None = None
 
     @property
     def fixed(self) -> int:
@@ -147,6 +149,7 @@ def drop_segments(example: EncodedExample, length: int, segments: int) -> Encode
         context=tuple(example.context[s] for s in keep),
         forced=tuple(example.forced[s] for s in keep),
         support=example.support[keep],
+        numbers=tuple(keep),
     )
     check_fits(example, length, segments)
     return example

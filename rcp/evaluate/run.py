@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rcp.config import Config
+from rcp.data.text import Texts
+from rcp.endpoint.client import Client
 from rcp.evaluate import page, plots, tables
-from rcp.evaluate.answers import by_decoding
+from rcp.evaluate.answers import by_decoding, decoding_of
 from rcp.evaluate.budgets import forced_over, make_budgets
 from rcp.evaluate.cells import Cell, open_cell
 from rcp.evaluate.lengths import longest
+from rcp.evaluate.outside import Outside
 from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, learned, of_run
 from rcp.evaluate.sweep import Reader, sweep
@@ -131,10 +134,10 @@ def write_report(
     tables.write_table(folder / "report", tables.overall(rows))
     tables.write_table(folder / "groups", [asdict(row) for row in rows])
     tables.write_table(folder / "paired", [asdict(difference) for difference in paired])
-    (folder / "report.md").write_text(tables.markdown(rows, decoded=results.decoded), encoding="utf-8")
+    (folder / "report.md").write_text(tables.markdown(rows, decoded=results.how or results.decoded), encoding="utf-8")
     plots.write(folder / "report.png", rows)
     page.write(folder / "kept.html", results, decode)
-    tables.print_console(rows, decoded=results.decoded)
+    tables.print_console(rows, decoded=results.how or results.decoded)
     return rows
 
 
@@ -156,26 +159,28 @@ def measure(
     policies: Sequence[Policy],
     cell_of: Callable[[Policy], Cell],
     *,
+    host: Outside | None = None,
     watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
 ) -> Results:
-    """Compares the policies on the subject's examples, as its config says; `cell_of` and `watch` as in `sweep`."""
+    """Compares the policies on the subject's examples, as its config says; `cell_of` and `watch` as in `sweep`.
+
+    `host`: a reader that takes the place of the subject's own.
+    """
     config = subject.config
     keep_tokens = config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(
         f"{len(examples)} examples of the {config.eval.split} split, prompts padded to "
         f"{batches[0].tokens.shape[1]} tokens"
     )
-    judge = None
-    if config.eval.decode:
-        judge = by_decoding(
-            subject.model_of, subject.tokenizer, subject.task.check, examples, max_new=config.eval.decode
-        )
+    judge, decoding = None, decoding_of(config, subject.task)
+    if config.eval.decode and host is None:
+        judge = by_decoding(subject.model_of, subject.tokenizer, subject.task.check, examples, decoding)
     if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, keep_tokens)):
         print(said)
-    return sweep(
+    results = sweep(
         batches,
         policies,
-        Reader(subject.read, subject.weights, judge),
+        Reader(subject.read, subject.weights, judge, host),
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
         granularity=exact(config.budget.granularity),
@@ -187,12 +192,14 @@ def measure(
         cell_of=cell_of,
         watch=watch,
     )
+    return replace(results, how=str(decoding)) if results.decoded else results
 
 
 def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
     """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
 
-    What each method found is kept in `workdir/eval/cells` as it is found, and not computed again.
+    What each method found is kept in `workdir/eval/cells` as it is found, and not computed again. With a reader behind
+    an endpoint the folder is `workdir/eval_endpoint`, which also holds all its answers.
 
     Args:
       workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
@@ -201,15 +208,26 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
       UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples; a run of `eval.runs`
         that cannot be compared.
     """
-    subject, folder = of_run(load_trained(workdir, overrides)), Path(workdir) / "eval"
+    subject = of_run(load_trained(workdir, overrides))
+    config, host, folder = subject.config, None, Path(workdir) / "eval"
     batches, examples = subject.examples()
+    if config.eval.reader == "openai":
+        folder = Path(workdir) / "eval_endpoint"
+        client = Client(config.eval.endpoint, folder / "requests.jsonl")
+        texts, decoding = Texts(subject.encoded(), subject.tokenizer), decoding_of(config, subject.task)
+        host = Outside(client, texts, subject.task.check, decoding)
 
     def cell_of(policy: Policy) -> Cell:
-        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy))
+        served = {"endpoint.model": host.client.model} if host is not None else {}
+        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
     config, policies = subject.config, [*policies_of(subject, batches), *other_runs(subject.config)]
-    results = measure(subject, batches, examples, policies, cell_of)
+    results = measure(subject, batches, examples, policies, cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
+    if host is not None:
+        host.write(folder / "sent.json")
+        print(f"the report is in {folder} ({host.client.sent} requests sent)")
+        return rows
     times = "once for all settings" if results.compiles else "not at all: every number was there"
     print(f"the report is in {folder} (the reader was compiled {times})")
     return rows

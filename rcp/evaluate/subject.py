@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from rcp.config import Config
-from rcp.data.pipeline import eval_batches
+from rcp.data.pipeline import EncodedTask, eval_batches
 from rcp.data.tasks import Task
 from rcp.infer.trained import Trained
 from rcp.nn.reader import Reading, read
@@ -27,6 +27,10 @@ CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bo
 DRAW = ("draw", "seed")
 """Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number; and those that
 only a trained pruner heeds (`Learned.identity`)."""
+SAMPLES, ENDPOINT = ("samples", "temperature", "top_p"), ("reader", "endpoint")
+"""Keys of `eval` that matter only with several samples, and with a reader behind an endpoint."""
+SPEED = ("api_key_env", "concurrency", "timeout", "retries")
+"""Keys of `eval.endpoint` that change no number."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,20 @@ class Subject:
             overlong=config.data.overlong,
         )
 
+    def encoded(self) -> EncodedTask:
+        """The same examples, piece by piece."""
+        config = self.config
+        return EncodedTask(
+            self.task,
+            self.tokenizer,
+            config.eval.split,
+            config.eval.examples,
+            lengths=config.data.lengths,
+            max_segments=config.data.max_segments,
+            max_answer=config.data.max_answer,
+            overlong=config.data.overlong,
+        )
+
     def identity(self, policy: Policy) -> dict[str, Any]:
         """Everything that decides a policy's numbers but prompts, budgets and the code: fit for json."""
         config = self.config
@@ -71,9 +89,9 @@ class Subject:
             "dtype": config.model.dtype,
             "granularity": policy.granularity or config.budget.granularity,
             "cut": config.budget.cut,
-            **{f"eval.{key}": value for key, value in asdict(config.eval).items() if key not in CHOICES + DRAW},
+            **self._eval_keys(),
         }
-        if policy.draws:
+        if policy.draws or config.eval.samples > 1:
             found["seed"] = config.seed
         if isinstance(policy, Learned):
             return found | dict(policy.identity)
@@ -83,6 +101,17 @@ class Subject:
                 found[f"policy.{entry.name}"] = value
             elif entry.name == "params":
                 found["policy.params"] = digest_of(value)
+        return found
+
+    def _eval_keys(self) -> dict[str, Any]:
+        """Those keys of the section eval that decide numbers."""
+        chosen = self.config.eval
+        idle = (
+            CHOICES + DRAW + (SAMPLES if chosen.samples == 1 else ()) + (ENDPOINT if chosen.reader == "model" else ())
+        )
+        found = {f"eval.{key}": value for key, value in asdict(chosen).items() if key not in idle}
+        for key in SPEED if "eval.endpoint" in found else ():
+            del found["eval.endpoint"][key]
         return found
 
 

@@ -56,13 +56,37 @@ class Judge(NamedTuple):
     correct: Callable[[Any, Batch], np.ndarray]
 
 
+class HostReader(Protocol):
+    """A reader that is no function of arrays: it runs on the host and is called as it is (`rcp.evaluate.outside`)."""
+
+    def prune(
+        self,
+        policy: Policy,
+        budget: Budget,
+        scores: Any,
+        batch: Batch,
+        spend: Any,
+        *,
+        granularity: Granularity,
+        cut: Cut,
+    ) -> tuple[Any, Any, Batch]:
+        """As `_prune`, for a policy that may spend `spend` tokens of each prompt."""
+        ...
+
+    def read(self, prompts: Batch) -> ReadingLike: ...
+
+
 @dataclass(frozen=True)
 class Reader:
-    """`read(params, batch) -> Reading` on a compacted batch; pure, compiled here once. A `judge` replaces `exact`."""
+    """`read(params, batch) -> Reading` on a compacted batch; pure, compiled here once. A `judge` replaces `exact`.
+
+    A `host` reader takes the place of all that, and of pruning: it knows what a text costs.
+    """
 
     read: Callable[[Any, Batch], ReadingLike]
     params: Any = field(default=None, repr=False)
     judge: Judge | None = None
+    host: HostReader | None = None
 
 
 def sweep(
@@ -130,10 +154,11 @@ def sweep(
             pieces = [cell.pieces[budget.key, name] for name in digests]
             columns[policy.name, budget.rate] = pieces
             em, nll = (np.concatenate([getattr(piece, name) for piece in pieces]).mean() for name in ("em", "nll"))
-            progress(f"{policy.name} at {budget}: exact match {em:.3f}, answer NLL {nll:.3f}")
+            likelihood = "not available" if np.isnan(nll) else f"{nll:.3f}"
+            progress(f"{policy.name} at {budget}: exact match {em:.3f}, answer NLL {likelihood}")
     return gather(
         columns,
-        decoded=reader.judge is not None,
+        decoded=reader.judge is not None or reader.host is not None,
         compiles=bench.compiles.get("read", 0),
         groups=groups,
         shown=bench.shown_examples(list(columns.values())),
@@ -206,6 +231,9 @@ class _Bench:
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
         pruning = time.perf_counter() - start
+        if self.reader.host is not None:
+            pick = self.reader.host.prune
+            keep, kept, short = pick(policy, budget, scores, batch, spend, granularity=granularity, cut=self.cut)
         length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
         reading, correct, seconds = self._read(number, short, length)
         return Piece(
@@ -233,6 +261,10 @@ class _Bench:
     def _read(self, number: int, short: Batch, length: int) -> tuple[ReadingLike, np.ndarray, float]:
         """The reader's verdict. A prompt that was read before (every method at keep rate 1, say) is not read again."""
         print_of = hashlib.sha256(np.asarray(short.tokens).tobytes() + np.asarray(short.role).tobytes()).digest()
+        if (number, length, print_of) not in self._memo and self.reader.host is not None:
+            start = time.perf_counter()
+            reading = self.reader.host.read(short)
+            self._memo[number, length, print_of] = (reading, reading.exact, time.perf_counter() - start)
         if (number, length, print_of) not in self._memo:
             arguments = (self.reader.params, short, np.int32(length))
             read = self._compile(("read",), of_lengths(self.reader.read, self.lengths), *arguments)

@@ -13,6 +13,7 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
+from rcp.data.text import text_left
 from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
 from rcp.nn.layout import of_segment
@@ -127,7 +128,8 @@ class PromptPruner:
 
         def at(budget: np.ndarray) -> list[Kept]:
             tokens = jnp.asarray(budget, jnp.int32)
-            keep, rank = map(np.asarray, _keep(scores, batch, tokens, granularity=self.granularity, cut=self.cut))
+            found = keep_and_rank(scores, batch, tokens, granularity=self.granularity, cut=self.cut)
+            keep, rank = map(np.asarray, found)
             return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
         def count(i: int, mask: np.ndarray) -> int:
@@ -163,21 +165,13 @@ class PromptPruner:
 
     def _left(self, texts: Sequence[str], encoded: EncodedExample, keep: np.ndarray) -> tuple[str, tuple[int, ...]]:
         """The text of the kept context tokens, and the numbers of the segments that it is from."""
-        masks = np.split(keep, np.cumsum([len(ids) for ids in encoded.context])[:-1])
-        kept, out, end = [], "", ""
-        for s, (text, mask) in enumerate(zip(texts, masks)):
-            body = text
-            if not mask.all():
-                body = self.tokenizer.decode(encoded.context[s][mask].tolist()).strip()
-                body = text[: len(text) - len(text.lstrip())] + body if body else ""
-            if body:
-                out, end = out + end + body, "" if mask.all() else text[len(text.rstrip()) :]
-                kept.append(s)
-        return out, tuple(kept)
+        whole = encoded.context
+        masks = np.split(keep, np.cumsum([len(ids) for ids in whole])[:-1])
+        return text_left(self.tokenizer, texts, whole, [ids[mask] for ids, mask in zip(whole, masks)])
 
 
 @partial(jax.jit, static_argnames=("granularity", "cut"))
-def _keep(
+def keep_and_rank(
     scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut
 ) -> tuple[jax.Array, jax.Array]:
     """The keep mask, and each token's place in the order in which tokens are kept; those of a segment share one."""

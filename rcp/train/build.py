@@ -18,6 +18,7 @@ from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
+from rcp.train.outside import Outside
 from rcp.train.parallel import start_processes
 from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
 from rcp.train.step import Networks, View
@@ -35,6 +36,7 @@ class Build:
       configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
+    outside: the model behind an endpoint that rewards, where `reward.reader` says so.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class Build:
     networks: Networks
     stages: list[Stage]
     pruned_lengths: Lengths
+    outside: Outside | None = None
 
 
 def build(config: Config) -> Build:
@@ -83,13 +86,14 @@ def build(config: Config) -> Build:
         stages.append(reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
     encoded = cache(lambda: encode_training(config, task, tokenizer))
     lengths = pruned_lengths(config.budget, encoded)
-    parts = Parts(networks, encoded, lengths, scorer_params, weights, origin)
+    outside = Outside(config, task, tokenizer, encoded) if config.reward.reader == "openai" else None
+    parts = Parts(networks, encoded, lengths, scorer_params, weights, origin, outside)
     if config.train.prepare:
         stages.append(prepare_stage(config, parts, model.config.d_model))
     if config.warm_start.steps:
         stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
     stages.append(pruner_stage("pruner", config, config.seed + 3, parts))
-    return Build(task, tokenizer, networks, stages, lengths)
+    return Build(task, tokenizer, networks, stages, lengths, outside)
 
 
 def make_task(config: Config) -> Task:

@@ -17,6 +17,7 @@ from rcp.nn.lora import init_lora
 from rcp.train.lengths import Lengths
 from rcp.train.loop import Stage
 from rcp.train.optim import make_optimizer
+from rcp.train.outside import Outside
 from rcp.train.parallel import this_process
 from rcp.train.prepare_step import empty_table, make_prepare_step
 from rcp.train.reader_step import make_reader_step
@@ -35,6 +36,7 @@ class Parts:
       encoded: gives the training examples, shared by all stages.
       lengths: as in `Build.pruned_lengths`.
       scorer: its initial parameters.
+      outside: the model that rewards, where it is not this one.
       weights, origin: of a published model and its fingerprint; None for one that the stage before trains.
     """
 
@@ -44,6 +46,7 @@ class Parts:
     scorer: Params
     weights: Params | None
     origin: str | None
+    outside: Outside | None = None
 
     def model(self, previous: Params | None) -> Params:
         """The model's parameters: published, or those that a stage before has trained."""
@@ -153,5 +156,7 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
             shard=this_process(),
         )
 
-    step = make_pruner_step(config, parts.networks, optimizer, parts.lengths)
-    return Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=parts.origin)
+    step = make_pruner_step(config, parts.networks, optimizer, parts.lengths, parts.outside)
+    stage = Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=parts.origin)
+    outside = parts.outside
+    return stage if outside is None else replace(stage, failure=lambda: outside.failure)

@@ -29,6 +29,7 @@ from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.optim import objective_weight
+from rcp.train.outside import Judge
 from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
 
@@ -102,11 +103,13 @@ def make_pruner_step(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     lengths: Callable[[int], tuple[int, int]],
+    judge: Judge | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of the pruner's stage.
 
     Args:
       lengths: from the static length of a whole prompt to those that hold it pruned and with one segment alone.
+      judge: answers the drawn prompts in place of the model; see `rcp.train.outside`.
     """
     objectives = {name: OBJECTIVES[name] for name in config.objectives}
     needs, granularity, cut = needs_of(config), config.budget.granularity, config.budget.cut
@@ -158,16 +161,42 @@ def make_pruner_step(
             reading = read_batch(pruner.compact(batch, pruned.keep, short))
             return reward(reading.nll, reading.exact, pruned.kept, context, reward_weights), reading.exact
 
-        def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
+        def earn_outside(pruned: Pruned) -> tuple[Array, Array]:
+            """Of several draws together; what the judge does not say of the likelihood is the model's."""
+            assert judge is not None
+            verdict = judge(jax.vmap(lambda keep: pruner.compact(batch, keep, short))(pruned.keep))
+            if verdict.nll_sum is not None:
+                answers = jnp.sum(batch.role == Role.ANSWER, axis=1, dtype=jnp.float32)
+                nll = verdict.nll_sum / jnp.maximum(answers, 1.0)[None]
+            elif r.likelihood:
+                nll = jax.lax.map(lambda keep: read_batch(pruner.compact(batch, keep, short)).nll, pruned.keep)
+            else:
+                nll = jnp.zeros(verdict.exact.shape, jnp.float32)
+            earned = reward(nll, verdict.exact, pruned.kept, context[None], reward_weights)
+            return earned + verdict.trouble, verdict.exact
+
+        def draw(sample: Array) -> tuple[Pruned, Array]:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
             pruned = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut, keys=own)
-            old = pruner.log_prob(scores, batch, pruned, granularity=granularity)
+            return pruned, pruner.log_prob(scores, batch, pruned, granularity=granularity)
+
+        def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
+            pruned, old = draw(sample)
             return (pruned, old, *earn(pruned))
 
-        pruned, old, rewards, exact = jax.lax.map(one, jnp.arange(config.policy.samples, dtype=jnp.int32))
+        samples = jnp.arange(config.policy.samples, dtype=jnp.int32)
+        if judge is None:
+            pruned, old, rewards, exact = jax.lax.map(one, samples)
+        else:
+            pruned, old = jax.lax.map(draw, samples)
+            rewards, exact = earn_outside(pruned)
         baseline = None
         if config.policy.baseline == "self_critical":
-            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity, cut=cut))
+            best = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut)
+            if judge is None:
+                baseline, _ = earn(best)
+            else:
+                baseline = earn_outside(jax.tree.map(lambda x: x[None], best))[0][0]
         elif config.policy.baseline == "moving_average":
             baseline = jnp.broadcast_to(state.aux["baseline"], rewards.shape[1:])
         return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from rcp.data import sources
-from rcp.data.answers import check, final_answer
+from rcp.data.answers import answer_key, check, final_answer
 from rcp.data.sources import Problem
 from rcp.data.tasks.base import LazyExamples, Split, check_split, example_rng
 from rcp.data.tasks.handwritten import HANDWRITTEN
@@ -126,6 +126,10 @@ class WordProblems:
     def check(self, prediction: str, example: Example) -> bool:
         """Whether the continuation's final answer is the example's."""
         return check(prediction, example.answer)
+
+    def answer_key(self, prediction: str) -> str | None:
+        """The final answer of a continuation."""
+        return answer_key(prediction)
 
     def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
         check_split(split)
