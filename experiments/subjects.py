@@ -83,6 +83,8 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
             "batch_size": setting.batch_size,
             "decode": setting.decode,
             "shown": 0,
+            "draw": method.draw,
+            "seed": 0 if method.draw == "budget" else seed,
         },
     }
     config = from_dict(values)
@@ -95,11 +97,10 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
 def _flags(config: Config) -> list[str]:
     """The flags that make a trained run's config evaluate what this one does: every field of its task among them."""
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
-    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "shown", "split")
+    data = ("lengths", "max_segments", "max_answer", "overlong")
+    names = "keep_rates keep_tokens methods examples batch_size decode samples shown split draw seed".split()
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
-    values |= {
-        f"data.{name}": getattr(config.data, name) for name in ("lengths", "max_segments", "max_answer", "overlong")
-    }
+    values |= {f"data.{name}": getattr(config.data, name) for name in data}
     values |= {f"eval.{name}": getattr(config.eval, name) for name in names}
     values |= {"model.dtype": config.model.dtype}
     return [f"--config.{key}={value!r}" for key, value in values.items()]

@@ -12,8 +12,6 @@ from experiments.measure import Column, Part, Row
 from experiments.published import published
 from rcp.evaluate.tables import bootstrap_means, interval
 
-UNSWEPT = {"none": "0", "full": "1"}
-"""Policies without a budget, and the key that their single column has."""
 SEED = 0  # of the bootstrap; all rows see the same draws, so that differences are paired
 
 
@@ -85,11 +83,7 @@ def lines_of(table: Table, part: Part, resamples: int) -> list[Line]:
 
 def at(row: Row, budget: str) -> Column | None:
     """The row's column at a budget; a method without one has a single column for all."""
-    return row.columns.get(budget, next((row.columns[key] for key in UNSWEPT.values() if _unswept(row, key)), None))
-
-
-def _unswept(row: Row, key: str) -> bool:
-    return UNSWEPT.get(row.method.policy) == key and key in row.columns
+    return row.columns.get(row.method.single or budget)
 
 
 def _line(
@@ -125,7 +119,7 @@ def _line(
         tokens_kept=float(column.kept.mean()),
         prune_seconds=column.prune_seconds,
         model_seconds=column.model_seconds,
-        break_even=None if row.method.policy in UNSWEPT else break_even(column, cost),
+        break_even=None if row.method.policy in ("none", "full") else break_even(column, cost),
         **text,
     )
 
