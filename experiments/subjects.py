@@ -74,7 +74,7 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
         "task": {**setting.task, **method.task},
         "data": {"lengths": LENGTHS, "max_segments": segments, "max_answer": setting.max_answer},
         "model": {"name": setting.reader, "dtype": setting.dtype},
-        "budget": {"granularity": "segment", "cut": "beginning"},
+        "budget": {"granularity": "segment" if method.draw == "budget" else "independent", "cut": "beginning"},
         "eval": {
             "keep_rates": setting.keep_rates,
             "keep_tokens": setting.keep_tokens,
@@ -98,9 +98,9 @@ def _flags(config: Config) -> list[str]:
     """The flags that make a trained run's config evaluate what this one does: every field of its task among them."""
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
     data = ("lengths", "max_segments", "max_answer", "overlong")
-    names = "keep_rates keep_tokens methods examples batch_size decode samples shown split draw seed".split()
+    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "samples", "shown", "split")
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
     values |= {f"data.{name}": getattr(config.data, name) for name in data}
-    values |= {f"eval.{name}": getattr(config.eval, name) for name in names}
+    values |= {f"eval.{name}": getattr(config.eval, name) for name in (*names, "draw", "seed")}
     values |= {"model.dtype": config.model.dtype}
     return [f"--config.{key}={value!r}" for key, value in values.items()]
