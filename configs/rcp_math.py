@@ -2,7 +2,7 @@
 
     rcp train --config=configs/rcp_math.py --workdir=runs/rcp_math && rcp eval --workdir=runs/rcp_math
 
-Candidates are drawn from GSM8K and MRD3 together. First every candidate of 400 training problems is judged by how much
+Candidates are drawn from GSM8K and MRD3 together. First every candidate of 320 training problems is judged by how much
 it helps the gold solution when it stands alone, once (`train.prepare`). A warm start learns these labels; then draws at
 both budgets are rewarded for the likelihood of the solution, beside the labels. The scorer sees the question and the
 budget, so one run serves every budget. The example that crosses the budget loses its beginning, for every method.
@@ -30,7 +30,7 @@ def get_config(variant: str = "both") -> ConfigDict:
         "lengths": (2048, 2304),
         "max_segments": 16,
         "max_answer": 384,
-        "train_examples": 400,
+        "train_examples": 320,
     }
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     c.scorer = {"kind": "pooled", "layer": 8, "width": 32, "budget": True}

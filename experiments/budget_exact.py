@@ -104,10 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args(argv)
     tokenizer = gguf.read_tokenizer(gguf.GGUF(locate("smollm2-135m-instruct")))
-    print(
-        "| scorer | granularity | keep rate | equal | below | above | largest gap | unmended: equal | above | by up to |"
-    )
-    print("|" + "---|" * 10)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = measure(arguments.prompts, [float(rate) for rate in arguments.rates.split(",")], tokenizer)
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -173,7 +173,7 @@ def _measure(
 
 
 def _stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
-    """What a file holds of all examples, without a check of what it was measured with (that cannot be loaded here)."""
+    """What a file holds of the first examples, unchecked: what it was measured with cannot be loaded here."""
     try:
         cell = read_cell(path)
     except Exception:  # absent or damaged: nothing is known
@@ -181,11 +181,12 @@ def _stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple
     columns: dict[str, list[Piece]] = {}
     for (budget, _), piece in cell.pieces.items():
         columns.setdefault(budget, []).append(piece)
-    return {
-        key: pieces
-        for key, pieces in columns.items()
-        if sorted(int(i) for piece in pieces for i in piece.index) == list(range(setting.examples))
-    }, cell.devices
+
+    def whole(pieces: list[Piece]) -> bool:
+        numbers = sorted(int(i) for piece in pieces for i in piece.index)
+        return len(numbers) <= setting.examples and numbers == list(range(len(numbers)))
+
+    return {key: pieces for key, pieces in columns.items() if whole(pieces)}, cell.devices
 
 
 def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser_of(NAME, __doc__, keep_rates=RATES).parse_args(argv)
     table = Table(
         title="Methods against the token budget",
-        about="The same candidates for every method, kept to between all and a twentieth of their tokens.",
+        about="The same candidates for every method, from all to a twentieth of their tokens: @ 0.05 is 20x.",
         settings=settings_of(options),
         methods=chosen([method for method in METHODS if not method.task], options.methods),
     )

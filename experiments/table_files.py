@@ -99,8 +99,12 @@ def _cost(line: Line) -> str:
 
 
 def needs(part: Part) -> list[str]:
-    """A line for every row that is not measured, or not at all seeds."""
-    return [f"- {row.method.name}: needs {row.needs}" for row in part.rows if row.needs]
+    """What is missing, and which rows it keeps from being measured, or from being measured with all seeds."""
+    found: dict[str, list[str]] = {}
+    for row in part.rows:
+        if row.needs:
+            found.setdefault(row.needs, []).append(row.method.name)
+    return [f"- {', '.join(names)}: {'needs' if len(names) == 1 else 'need'} {text}" for text, names in found.items()]
 
 
 def markdown(name: str, table: Table, contents: Sequence[tuple[Part, Sequence[Grid]]]) -> str:

@@ -90,7 +90,7 @@ class ScorerSection:
     and whether padded positions count in the mean of a segment's logits.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx", "llmlingua2"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
@@ -173,11 +173,12 @@ class LabelConfig:
     """Where the keep-labels of the objective "bce" come from; see `rcp.train.labels`.
 
     "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
-    from a segment alone. The last two become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain standardised
-    within the example.
+    from a segment alone. "tokens": leave-one-out of single tokens to first order, which costs one backward pass; their
+    sums label the segments. All but the first become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain
+    standardised within the example.
     """
 
-    source: Literal["support", "leave_one_out", "alone"] = "support"
+    source: Literal["support", "leave_one_out", "alone", "tokens"] = "support"
     sharpness: float = 4.0
     above: float = 1.0
 
@@ -289,7 +290,8 @@ class EvalConfig:
 
     `draw`: how a pruner of granularity "independent" decides. "budget": the best of its scores at each budget;
     "sample": a draw, seeded by `seed` (as CoT-Influx evaluates); "likely": what it keeps with probability above 1/2.
-    The last two know no budget.
+    The last two know no budget. `runs`: workdirs of other runs on the same reader that are compared too, by the names
+    of their rows.
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -308,6 +310,7 @@ class EvalConfig:
     draw: Literal["budget", "sample", "likely"] = "budget"
     seed: int = 0
     split: Literal["train", "validation", "test"] = "test"
+    runs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             raise UserError(
                 f"unknown method {name!r} in config.eval.methods{where('eval.methods')}{nearest(name, METHODS)}"
             )
+    for name in config.eval.runs:
+        if name in METHODS:
+            written = where(f"eval.runs.{name}")
+            raise UserError(f"config.eval.runs.{name}{written}: {name} is a method's name; call the run something else")
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "

@@ -231,6 +231,22 @@ def test_stale_draws_are_refused(path):
         load_config(f"{path}:rl", ["policy.updates=2"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["budget.granularity=independent"], r"config.budget.granularity .*one of token, .* the objective .kl."),
+        (["eval.draw=sample"], r"config.eval.draw .*.budget. unless budget.granularity is .independent., not 'sample'"),
+        (["scorer.kind=cot_influx", "scorer.budget=true"], r"config.scorer.budget .*false with the kind .cot_influx."),
+        (["reward.window=0"], r"config.reward.window .*should be above 0"),
+        (["data.repeats=0"], r"config.data.repeats .*should be above 0"),
+        (["reward.kind=product"], r"config.reward.kind .*additive, cot_influx"),
+    ],
+)
+def test_what_does_not_go_together_in_cot_influx_is_refused(path, flags, message):
+    with pytest.raises(UserError, match=message):
+        load_config(path, flags)
+
+
 def test_tokens_take_the_place_of_rates(path):
     budget = load_config(path, ["budget.keep_tokens=64", "budget.keep_rates=[]"]).budget
     assert (budget.keep_tokens, budget.keep_rates) == ((64,), ())

@@ -20,7 +20,7 @@ from experiments.table_lines import break_even, lines_of, reading_cost
 from rcp.cli import main
 from rcp.evaluate.cells import read_cell
 from rcp.types import UserError
-from tests.evaluate.own_data import ROOT, tiny_model, write_rows
+from tests.evaluate.own_data import ROOT, smaller, tiny_model, write_rows
 
 pytestmark = pytest.mark.lax
 ROWS = (
@@ -30,7 +30,7 @@ ROWS = (
     Method("random", "random"),
     Method("ours", "ours", "mine", f"{ROOT}/configs/jsonl.py"),
     Method("other", "ours", "absent", "configs/jsonl.py", ("--config.train.steps=3",)),
-    Method("older", "ours", "absent", "configs/jsonl.py:rl", ("--config.scorer.colour=1",)),
+    Method("older", "ours", "older", "configs/jsonl.py:rl", ("--config.scorer.colour=1",)),
     Method("future", "not_yet"),
     Method("fixed", "shorter", task={"test_path": "", "path": "absent.jsonl"}),
 )
@@ -45,23 +45,9 @@ class World:
         self.rows = write_rows(folder / "mine.jsonl")
 
     def train(self) -> None:
-        smaller = {
-            "task.path": self.rows,
-            "model.name": self.reader,
-            "data.batch_size": 2,
-            "data.lengths": "[96]",
-            "data.max_segments": 3,
-            "data.max_answer": 12,
-            "policy.samples": 2,
-            "policy.updates": 1,
-            "scorer.width": 8,
-            "scorer.depth": 1,
-            "train.steps": 2,
-            "parallel.devices": 1,
-        }
-        flags = [f"--config.{key}={value}" for key, value in smaller.items()]
         runs = self.folder / "runs" / f"mine-{self.table().settings[0].reader_label}"
-        assert main(["train", f"--config={ROOT}/configs/jsonl.py:supervised", f"--workdir={runs}", *flags]) == 0
+        flags = [f"--config={ROOT}/configs/jsonl.py:supervised", *smaller(self.reader, self.rows)]
+        assert main(["train", f"--workdir={runs}", *flags]) == 0
 
     def table(self, *names: str, **changes: Any) -> Table:
         task = {"name": "jsonl", "path": str(self.rows), "test_path": str(self.rows)}

@@ -108,9 +108,12 @@ class Cell:
         meta = {"format": FORMAT, "identity": self.identity, "devices": self.devices, "pieces": names}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
-        os.replace(partial, self.path)
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def open_cell(path: Path, identity: Mapping[str, Any]) -> Cell:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rcp.config import Config
 from rcp.data.text import Texts
 from rcp.endpoint.client import Client
 from rcp.evaluate import page, plots, tables
@@ -18,7 +19,7 @@ from rcp.evaluate.cells import Cell, open_cell
 from rcp.evaluate.lengths import longest
 from rcp.evaluate.outside import Outside
 from rcp.evaluate.results import Results
-from rcp.evaluate.subject import Subject, of_run
+from rcp.evaluate.subject import Subject, learned, of_run
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
 from rcp.nn.pruner import exact
@@ -85,7 +86,7 @@ def make_policies(
         return longest(batches, (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER), count)
 
     steps = range(1, GREEDY + 1)
-    learned = {"ours": lambda: ours} if ours is not None else {}
+    trained = {"ours": lambda: ours} if ours is not None else {}
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
@@ -97,9 +98,29 @@ def make_policies(
         "selective": lambda: Selective.of(model, decode=decode),
         "alone": lambda: Alone.of(model, length=with_segments(1), max_answer=answer()),
         "greedy": lambda: Greedy.of(model, lengths=tuple(map(with_segments, steps)), max_answer=answer()),
-        **learned,
+        **trained,
     }
     return [made[method]() for method in methods]
+
+
+def other_runs(config: Config) -> list[Policy]:
+    """The pruners of `eval.runs`, each under its name and at the granularity it was trained at.
+
+    Raises:
+      UserError: as in `load_trained`; a run on another reader.
+    """
+
+    def reader(config: Config) -> str:
+        """Whose tokens the batches hold: those of a published model, or of the task."""
+        return config.model.name if config.model.name != "scratch" else f"scratch, task {config.task.name}"
+
+    policies = []
+    for name, workdir in config.eval.runs.items():
+        trained = load_trained(workdir)
+        if (its := reader(trained.config)) != reader(config):
+            raise UserError(f"config.eval.runs.{name}: the reader of {workdir} is {its}: expected {reader(config)}")
+        policies.append(learned(trained, name=name, granularity=trained.config.budget.granularity))
+    return policies
 
 
 def write_report(
@@ -184,7 +205,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
       workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
 
     Raises:
-      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples.
+      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples; a run of `eval.runs`
+        that cannot be compared.
     """
     subject = of_run(load_trained(workdir, overrides))
     config, host, folder = subject.config, None, Path(workdir) / "eval"
@@ -199,7 +221,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         served = {"endpoint.model": host.client.model} if host is not None else {}
         return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
-    results = measure(subject, batches, examples, policies_of(subject, batches), cell_of, host=host)
+    config, policies = subject.config, [*policies_of(subject, batches), *other_runs(subject.config)]
+    results = measure(subject, batches, examples, policies, cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
     if host is not None:
         host.write(folder / "sent.json")

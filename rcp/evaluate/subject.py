@@ -23,8 +23,10 @@ from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
-EXAMPLES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split")
-"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number."""
+CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split", "runs")
+DRAW = ("draw", "seed")
+"""Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number; and those that
+only a trained pruner heeds (`Learned.identity`)."""
 SAMPLES, ENDPOINT = ("samples", "temperature", "top_p"), ("reader", "endpoint")
 """Keys of `eval` that matter only with several samples, and with a reader behind an endpoint."""
 SPEED = ("api_key_env", "concurrency", "timeout", "retries")
@@ -37,7 +39,7 @@ class Subject:
     reader: fingerprint of the reader's weights.
     read: `read(weights, batch)`, pure.
     model_of: from the weights to the reader as an NNX module.
-    ours: the trained pruner, or None; `pruner` is what identifies it.
+    ours: the trained pruner, or None.
     """
 
     config: Config
@@ -48,7 +50,6 @@ class Subject:
     read: Callable[[Any, Batch], Reading]
     model_of: Callable[[Any], Any]
     ours: Learned | None = None
-    pruner: dict[str, Any] = field(default_factory=dict)
 
     def examples(self) -> tuple[list[Batch], list[Example]]:
         """The examples that the config asks for, in batches of one length."""
@@ -90,10 +91,10 @@ class Subject:
             "cut": config.budget.cut,
             **self._eval_keys(),
         }
-        if policy.draws:
+        if policy.draws or config.eval.samples > 1:
             found["seed"] = config.seed
         if isinstance(policy, Learned):
-            return found | self.pruner
+            return found | dict(policy.identity)
         for entry in fields(policy):
             value = getattr(policy, entry.name)
             if isinstance(value, bool | int | float | str) and entry.name not in STATIC:
@@ -105,7 +106,9 @@ class Subject:
     def _eval_keys(self) -> dict[str, Any]:
         """Those keys of the section eval that decide numbers."""
         chosen = self.config.eval
-        idle = EXAMPLES + (SAMPLES if chosen.samples == 1 else ()) + (ENDPOINT if chosen.reader == "model" else ())
+        idle = (
+            CHOICES + DRAW + (SAMPLES if chosen.samples == 1 else ()) + (ENDPOINT if chosen.reader == "model" else ())
+        )
         found = {f"eval.{key}": value for key, value in asdict(chosen).items() if key not in idle}
         for key in SPEED if "eval.endpoint" in found else ():
             del found["eval.endpoint"][key]
@@ -119,8 +122,6 @@ def of_run(trained: Trained) -> Subject:
     origin = trained.build.stages[-1].weights
     own = {name: part for name, part in params.items() if name in ("model", "lora")}
     reader = origin if origin and not own else digest_of((own, frozen.get("model")))
-    pruner = {"pruner": digest_of(params["pruner"]), "scorer": asdict(config.scorer)}
-    pruner |= {"draw": config.eval.draw, "eval_seed": config.eval.seed}
     return Subject(
         config,
         trained.build.task,
@@ -129,14 +130,16 @@ def of_run(trained: Trained) -> Subject:
         reader,
         trained.read,
         lambda weights: networks.model_of(*weights),
-        Learned(
-            score=jax.jit(trained.score),
-            params=trained.weights,
-            told=config.scorer.budget,
-            draw=config.eval.draw,
-            seed=config.eval.seed,
-        ),
-        pruner,
+        learned(trained, draw=config.eval.draw, seed=config.eval.seed),
+    )
+
+
+def learned(trained: Trained, **options: Any) -> Learned:
+    """A run's pruner as a policy; `options` are fields of it."""
+    scorer = trained.config.scorer
+    identity = {"pruner": digest_of(trained.weights[0]["pruner"]), "scorer": asdict(scorer), **options}
+    return Learned(
+        score=jax.jit(trained.score), params=trained.weights, told=scorer.budget, identity=identity, **options
     )
 
 

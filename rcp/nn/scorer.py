@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn import layout
+from rcp.nn.encoder import EncoderBlock
 from rcp.nn.match import Block, layer_norm, normal
 from rcp.nn.pruner import Scores
 from rcp.nn.transformer import Transformer
@@ -38,13 +39,14 @@ class ScorerConfig:
     """Attributes:
     kind: "hidden": match-attention transformer on the model's hidden states; "mlp": per-token MLP on them and on the
       question's mean; "pooled": MLP on a segment's mean state and length and the question's state; "standalone": the
-      transformer on token embeddings of its own, which needs no model.
+      transformer on token embeddings of its own, which needs no model; "llmlingua2": a bidirectional encoder on the
+      hidden states, blind to the question (`rcp.nn.encoder`).
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone"]
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"]
     inputs: int
     width: int = 128
     depth: int = 2
@@ -64,8 +66,15 @@ def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array
     return order, jnp.take_along_axis(rank, order, axis=1) < 3
 
 
-def early_features(model: Transformer, batch: Batch, layer: int) -> Float[Array, "batch tokens dim"]:
-    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order."""
+def early_features(
+    model: Transformer, batch: Batch, layer: int, *, blind: bool = False
+) -> Float[Array, "batch tokens dim"]:
+    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order.
+
+    `blind`: read in the prompt's order instead, so that states of the context know nothing of the question behind it.
+    """
+    if blind:
+        return model.hidden(batch.tokens, lengths=layout.prompt_lengths(batch), stop=layer)
     order, there = question_first(batch)
     lengths = jnp.sum(there, axis=1, dtype=jnp.int32)
     hidden = model.hidden(jnp.take_along_axis(batch.tokens, order, axis=1), lengths=lengths, stop=layer)
@@ -77,14 +86,16 @@ def piece_features(model: Transformer, batch: Batch, layer: int) -> Float[Array,
 
     They depend on the example and the frozen model alone, so that they can be computed once for a whole training set.
     """
-    states = _centred(early_features(model, batch, layer), batch)
+    states = _centred(early_features(model, batch, layer), _read(batch))
     question = _masked_mean(states, batch.role == Role.QUESTION)
     return jnp.concatenate([layout.segment_means(states, batch), question], axis=1)
 
 
-def _centred(states: Float[Array, "batch tokens dim"], batch: Batch) -> Float[Array, "batch tokens dim"]:
-    """States less what all tokens of a prompt have in common, a large part of them which tells nothing; at scale 1."""
-    return layer_norm(states - _masked_mean(states, _read(batch)))
+def _centred(
+    states: Float[Array, "batch tokens dim"], read: Bool[Array, "batch tokens"]
+) -> Float[Array, "batch tokens dim"]:
+    """States less what all tokens that are `read` have in common, a large part which tells nothing; at scale 1."""
+    return layer_norm(states - _masked_mean(states, read))
 
 
 def _read(batch: Batch) -> Bool[Array, "batch tokens"]:
@@ -114,6 +125,10 @@ class Scorer(nnx.Module):
             self.first = normal(rngs, 2 * width, width)
             self.second = normal(rngs, width, width, scale=0.5 * width**-0.5)
             self.size = normal(rngs, 1, width, scale=0.5)
+        elif config.kind == "llmlingua2":
+            self.into = normal(rngs, inputs, width)
+            for number in range(config.depth):
+                setattr(self, f"block{number}", EncoderBlock(width, config.heads, rngs))
         else:
             self.into = normal(rngs, inputs, width)
             self.role = normal(rngs, len(Role), width, scale=0.5)
@@ -122,7 +137,8 @@ class Scorer(nnx.Module):
                 setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
         if config.kind != "pooled":
             self.token_head = normal(rngs, width, 1, scale=0.01)
-        self.segment_head = normal(rngs, width, 1, scale=0.01)
+        if config.kind != "llmlingua2":
+            self.segment_head = normal(rngs, width, 1, scale=0.01)
         if config.budget:
             self.budget = normal(rngs, 2, width, scale=0.5)
 
@@ -137,7 +153,7 @@ class Scorer(nnx.Module):
         Args:
           batch: whole prompts; their answers are not looked at.
           features: hidden states of the model at the prompt's places (`early_features`), for "pooled" those of its
-            pieces (`piece_features`); None for "standalone".
+            pieces (`piece_features`), for "llmlingua2" blind ones; None for "standalone".
           budget: context tokens to keep; looked at, and then needed, where the configuration says so.
         """
         share, scale = self._share(batch, budget), self.config.width**0.5
@@ -148,8 +164,11 @@ class Scorer(nnx.Module):
         elif self.config.kind == "pooled":
             segments = scale * (self._pooled(features, batch, share) @ self.segment_head[...])[..., 0]
             return Scores(layout.of_segment(segments, batch), segments)
+        elif self.config.kind == "llmlingua2":
+            tokens = scale * (self._classified(features, batch, share) @ self.token_head[...])[..., 0]
+            return Scores(tokens, layout.segment_means(tokens, batch))
         else:
-            inputs = _centred(features, batch)
+            inputs = _centred(features, _read(batch))
         of_tokens = self._mlp if self.config.kind == "mlp" else self._transformer
         x = layer_norm(of_tokens(inputs, batch, share))
         tokens, segments = x @ self.token_head[...], layout.segment_means(x, batch) @ self.segment_head[...]
@@ -174,6 +193,14 @@ class Scorer(nnx.Module):
         asked = own * (pieces[:, -1:] @ self.question[...])
         hidden = jax.nn.gelu(jnp.concatenate([own, asked], axis=-1) @ self.first[...] + share)
         return layer_norm(own + hidden @ self.second[...])
+
+    def _classified(self, features: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
+        """Of every context token, by what stands before and behind it in the context."""
+        context = layout.in_context(batch)
+        x = _centred(features, context) @ self.into[...] + share
+        for number in range(self.config.depth):
+            x = getattr(self, f"block{number}")(x, context)
+        return layer_norm(x)
 
     def _mlp(self, inputs: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
         question = _masked_mean(inputs, batch.role == Role.QUESTION)

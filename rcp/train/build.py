@@ -135,13 +135,17 @@ def _view(config: Config) -> View | None:
         return None
     if s.kind == "cot_influx":
         return partial(shot_states, layer=s.layer, positions=s.positions)
-    return partial(piece_features if s.kind == "pooled" else early_features, layer=s.layer)
+    if s.kind == "pooled":
+        return partial(piece_features, layer=s.layer)
+    return partial(early_features, layer=s.layer, blind=s.kind == "llmlingua2")
 
 
 def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Params]:
     s = config.scorer
     if s.width % s.heads:
         raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
+    if s.kind == "llmlingua2" and s.width // s.heads % 2:
+        raise UserError(f"config.scorer.width is {s.width}: expected an even multiple of the heads, {s.heads}")
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
     inputs, rngs = model.vocab_size if s.kind == "standalone" else model.d_model, nnx.Rngs(config.seed + 1)

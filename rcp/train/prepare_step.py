@@ -65,7 +65,7 @@ def make_prepare_step(
 def _labelled(config: Config) -> bool:
     """Whether keep-labels are used that the model has to read for."""
     used = config.objectives.keys() | (config.warm_start.objectives.keys() if config.warm_start.steps else set())
-    return "bce" in used and config.labels.source != "support"
+    return "bce" in used and config.labels.source in ("alone", "leave_one_out")
 
 
 def _written(table: Array, index: Array, rows: Array, axis_name: str | None) -> Array:

@@ -25,7 +25,7 @@ from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
 from rcp.nn.transformer import Transformer
-from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
+from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.optim import objective_weight
@@ -48,6 +48,7 @@ class Networks:
     scorer: nnx.GraphDef
     view: View | None
     max_answer: int
+    blind: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
         weights = params["model"] if "model" in params else frozen["model"]
@@ -83,7 +84,7 @@ class Collected(NamedTuple):
     features: Array | None
     budget: Int[Array, " batch"]
     keys: Array
-    labels: Array | None
+    labels: Labels | None
     full: Array | None  # log-probabilities of the full-context model
     pruned: Pruned | None
     old_log_prob: Array | None
@@ -138,12 +139,15 @@ def make_pruner_step(
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
 
+        def through_mask(keep: Array) -> Array:
+            return networks.read(state.params, frozen, batch, keep).nll
+
         labels = None
         if "labels" in needs:
             gains = prepared.get("gains")
             if gains is None:
                 gains = segment_gains(config.labels, batch, read_batch, single)
-            labels = keep_labels(config.labels, batch, gains)
+            labels = keep_labels(config.labels, batch, gains, through_mask)
         full = None
         if "full" in needs:
             full = networks.read(state.params, frozen, batch, log_probs=True).log_probs

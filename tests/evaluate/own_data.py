@@ -36,3 +36,23 @@ def write_rows(path: Path) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def smaller(model: Path, rows: Path) -> list[str]:
+    """Flags that make of configs/jsonl.py a run of two steps with this model on these rows."""
+    keys = {
+        "task.path": rows,
+        "model.name": model,
+        "model.dtype": "float32",
+        "data.batch_size": 2,
+        "data.lengths": "[96]",
+        "data.max_segments": 3,
+        "data.max_answer": 12,
+        "policy.samples": 2,
+        "policy.updates": 1,
+        "scorer.width": 8,
+        "scorer.depth": 1,
+        "train.steps": 2,
+        "parallel.devices": 1,
+    }
+    return [f"--config.{key}={value}" for key, value in keys.items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rcp.cli import main
-from tests.evaluate.own_data import tiny_model, write_rows
+from tests.evaluate.own_data import smaller, tiny_model, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.lax
@@ -16,23 +16,7 @@ pytestmark = pytest.mark.lax
 
 def test_from_a_file_of_rows_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, rows, run = tiny_model(tmp_path / "model"), write_rows(tmp_path / "mine.jsonl"), tmp_path / "run"
-    smaller = {
-        "task.path": rows,
-        "model.name": model,
-        "model.dtype": "float32",
-        "data.batch_size": 2,
-        "data.lengths": "[96]",
-        "data.max_segments": 3,
-        "data.max_answer": 12,
-        "policy.samples": 2,
-        "policy.updates": 1,
-        "scorer.width": 8,
-        "scorer.depth": 1,
-        "train.steps": 2,
-        "parallel.devices": 1,
-    }
-    flags = [f"--config.{key}={value}" for key, value in smaller.items()]
-    assert main(["train", f"--config={ROOT}/configs/jsonl.py", f"--workdir={run}", *flags]) == 0
+    assert main(["train", f"--config={ROOT}/configs/jsonl.py", f"--workdir={run}", *smaller(model, rows)]) == 0
     methods = "--config.eval.methods=['full', 'bm25', 'oracle', 'ours']"
     assert main(["eval", f"--workdir={run}", "--config.eval.keep_rates=[0.5]", methods]) == 0
     report = json.loads((run / "eval" / "report.json").read_text())

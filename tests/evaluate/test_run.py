@@ -37,6 +37,32 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_another_run_is_compared_under_its_name(workdir: Path, tmp_path: Path, capsys) -> None:
+    """LLMLingua-2's classifier, trained on labels of tokens, beside the run whose reader it shares."""
+    other = tmp_path / "llmlingua2"
+    flags = [
+        "--config.scorer.kind=llmlingua2",
+        "--config.scorer.layer=1",
+        "--config.budget.granularity=token",
+        "--config.labels.source=tokens",
+    ]
+    assert main(["train", f"--config={workdir / 'tiny.py'}", f"--workdir={other}", *flags]) == 0
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    small = ["--config.eval.methods=['random','ours']", "--config.eval.examples=4", "--config.eval.batch_size=4"]
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.llmlingua2={other}", *small]) == 0
+    results = read_results(copy / "eval" / "results.npz")
+    assert [name for name, _ in results.settings] == ["random", "random", "ours", "ours", "llmlingua2", "llmlingua2"]
+    for (_, rate), kept in zip(results.settings, results.kept):
+        np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
+    assert any(row["method"] == "llmlingua2" for row in json.loads((copy / "eval" / "paired.json").read_text()))
+    capsys.readouterr()
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.random={other}", *small]) == 2
+    assert "random is a method's name" in capsys.readouterr().err
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.x={tmp_path / 'none'}", *small]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_eval_writes_every_file(workdir: Path) -> None:
     assert {path.name for path in (workdir / "eval").iterdir()} == {*FILES, "cells"}
 

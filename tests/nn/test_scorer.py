@@ -15,6 +15,7 @@ from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 
 KINDS = ("hidden", "mlp", "pooled", "standalone")
+EVERY_KIND = (*KINDS, "llmlingua2")  # which is blind to the question: see test_encoder.py
 LENGTH, SEGMENTS = 20, 4
 ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
 MODEL, MODEL_PARAMS = nnx.split(tiny_model())
@@ -24,7 +25,10 @@ def features_of(kind: str, batch: Batch):
     """What a scorer of this kind reads of the tiny model."""
     if kind == "standalone":
         return None
-    return (piece_features if kind == "pooled" else early_features)(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
+    model = nnx.merge(MODEL, MODEL_PARAMS)
+    if kind == "pooled":
+        return piece_features(model, batch, 1)
+    return early_features(model, batch, 1, blind=kind == "llmlingua2")
 
 
 @cache
@@ -114,7 +118,7 @@ def test_early_features_are_those_of_the_reordered_prompt():
     np.testing.assert_allclose(features[0][order], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_scores_start_small_and_every_parameter_learns(kind):
     """Gradients are finite with padding and a segment number that no token has."""
     batch = batch_of(ROWS[:1], LENGTH, SEGMENTS)
@@ -130,7 +134,8 @@ def test_scores_start_small_and_every_parameter_learns(kind):
         assert np.isfinite(leaf).all(), path
         assert np.any(leaf), path
     fresh = Scorer(ScorerConfig(kind, 24 if kind == "standalone" else 16, 16, 1, 2), nnx.Rngs(0))
-    assert np.abs(fresh.segment_head[...]).max() < 0.1
+    head = fresh.token_head if kind == "llmlingua2" else fresh.segment_head
+    assert np.abs(head[...]).max() < 0.1
 
 
 def test_features_are_asked_for():
@@ -178,7 +183,7 @@ def test_piece_features_are_means_of_centred_states():
 
 
 @pytest.mark.strict_dtype
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_dtypes_are_strict(kind):
     params, score = scorer_of(kind)
     found = jax.eval_shape(lambda p, b: score.__wrapped__(p, b), params, batch_of(ROWS, LENGTH, SEGMENTS))

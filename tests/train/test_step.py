@@ -100,6 +100,12 @@ MIXES = {
         "policy": {"samples": 2, "baseline": "moving_average", "normalise": True, "updates": 2},
         "budget": {"granularity": "token", "keep_tokens": 2},
     },
+    "reinforce, independent, the reward of CoT-Influx": {
+        "objectives": {"reinforce": 1.0, "entropy": 0.1},
+        "policy": {"samples": 2, "baseline": "moving_average"},
+        "budget": {"granularity": "independent", "keep_tokens": 2},
+        "reward": {"kind": "cot_influx", "window": 4},
+    },
     "nll, budget": {
         "objectives": {"nll": 1.0, "budget": 1.0},
         "relax": {"method": "sigmoid"},
@@ -128,6 +134,7 @@ def test_every_mix_of_objectives_runs(name):
         assert after.params["dual"]["budget"] > state.params["dual"]["budget"]
     if {"reinforce", "ppo"} & objectives.keys():
         assert 0 <= metrics["reward"] <= 2 and 0 <= metrics["exact_match"] <= 1
+        assert 1 <= metrics["kept"] <= 9 and ("survived" in metrics) == ("independent" in name)
     if "baseline" in state.aux:
         expected = 0.95 * state.aux["baseline"] + 0.05 * metrics["reward"]
         np.testing.assert_allclose(after.aux["baseline"], expected, rtol=1e-5)
