@@ -98,7 +98,8 @@ def _flags(config: Config) -> list[str]:
     """The flags that make a trained run's config evaluate what this one does: every field of its task among them."""
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
     data = ("lengths", "max_segments", "max_answer", "overlong")
-    names = "keep_rates keep_tokens methods examples batch_size decode samples shown split draw seed".split()
+    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "samples", "shown", "split")
+    names += ("draw", "seed")
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
     values |= {f"data.{name}": getattr(config.data, name) for name in data}
     values |= {f"eval.{name}": getattr(config.eval, name) for name in names}
