@@ -99,8 +99,9 @@ def _flags(config: Config) -> list[str]:
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
     data = ("lengths", "max_segments", "max_answer", "overlong")
     names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "samples", "shown", "split")
+    names += ("draw", "seed")
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
     values |= {f"data.{name}": getattr(config.data, name) for name in data}
-    values |= {f"eval.{name}": getattr(config.eval, name) for name in (*names, "draw", "seed")}
+    values |= {f"eval.{name}": getattr(config.eval, name) for name in names}
     values |= {"model.dtype": config.model.dtype}
     return [f"--config.{key}={value!r}" for key, value in values.items()]
