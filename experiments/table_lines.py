@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def lines_of(table: Table, part: Part, resamples: int) -> list[Line]:
     out = []
     for row in part.rows:
         known = published(row.method.name, str(part.setting.task.get("name", "")))
-        text = {
+        text: dict[str, Any] = {
             "published": ", ".join(map(str, known)),
             "source": "; ".join(dict.fromkeys(entry.source for entry in known)),
             "needs": row.needs,
@@ -95,12 +96,12 @@ def _line(
     metric: str,
     resamples: int,
     cost: float | None,
-    text: dict[str, str],
+    text: dict[str, Any],
 ) -> Line:
     values = getattr(column, metric)
     draws = bootstrap_means(values[None], resamples, [SEED])[0]
     low, high = interval(draws)
-    numbers = {"value": float(values.mean()), "low": low, "high": high}
+    numbers: dict[str, Any] = {"value": float(values.mean()), "low": low, "high": high}
     if ours is not None and np.array_equal(ours.index, column.index):
         theirs = getattr(ours, metric)
         low, high = interval(bootstrap_means(theirs[None], resamples, [SEED])[0] - draws)

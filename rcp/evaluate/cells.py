@@ -98,7 +98,7 @@ class Cell:
             return
         pieces, names = list(self.pieces.values()), list(self.pieces)
         masks = [piece.keep for piece in pieces if piece.keep is not None]
-        arrays = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ROWS}
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ROWS}
         arrays |= {name: np.array([getattr(piece, name) for piece in pieces]) for name in SECONDS}
         arrays |= {
             "rows": np.array([len(piece.index) for piece in pieces], np.int32),
@@ -146,11 +146,10 @@ def read_cell(path: Path) -> Cell:
     for number, name in enumerate(meta["pieces"]):
         rows = slice(ends[number] - data["rows"][number], ends[number])
         mask = bits[starts[number] : starts[number] + areas[number]] if data["mask_tokens"][number] else None
-        cell.pieces[tuple(name)] = Piece(
-            **{key: data[key][rows] for key in ROWS},
-            keep=None if mask is None else mask.reshape(-1, data["mask_tokens"][number]),
-            **{key: float(data[key][number]) for key in SECONDS},
-        )
+        values: dict[str, Any] = {key: data[key][rows] for key in ROWS}
+        values |= {key: float(data[key][number]) for key in SECONDS}
+        values["keep"] = None if mask is None else mask.reshape(-1, data["mask_tokens"][number])
+        cell.pieces[tuple(name)] = Piece(**values)
     return cell
 
 
@@ -174,11 +173,14 @@ def gather(
     def seconds(name: str) -> np.ndarray:
         return np.array([sum(getattr(piece, name) for piece in pieces) for pieces in columns.values()]) / n
 
+    arrays: dict[str, Any] = {name: rows(name, first) for name in ("index", "group", "context", "answer_tokens")}
+    for name in ("kept", "nll", "em"):
+        arrays[name] = np.stack([rows(name, pieces) for pieces in columns.values()])
     return Results(
         settings=tuple(columns),
-        **{name: rows(name, first) for name in ("index", "group", "context", "answer_tokens")},
-        **{name: np.stack([rows(name, pieces) for pieces in columns.values()]) for name in ("kept", "nll", "em")},
-        **{name: seconds(name) for name in SECONDS},
+        **arrays,
+        prune_seconds=seconds("prune_seconds"),
+        model_seconds=seconds("model_seconds"),
         decoded=decoded,
         compiles=compiles,
         groups=tuple(groups),

@@ -16,7 +16,7 @@ from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Judge, Reader, sweep
 from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
 from rcp.types import Batch, Role, UserError
-from tests.evaluate.known import COUNT, ROWS, SEGMENTS, TOKENIZER, WORDS, batches, read
+from tests.evaluate.known import COUNT, ROWS, SEGMENTS, TOKENIZER, WORDS, Reading, batches, read
 
 pytestmark = pytest.mark.lax
 POLICIES = (Full(), NoContext(), Shorter(), Random(), First(), Bm25(TOKENIZER.decode), Oracle())
