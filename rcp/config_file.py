@@ -163,7 +163,10 @@ def _flat_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep", "eval.", "parallel.", "model.remat")
+MAY_CHANGE = (
+    *("train.log_every", "train.checkpoint_every", "train.keep", "eval.", "parallel.", "model.remat"),
+    *(f"reward.endpoint.{key}" for key in ("base_url", "api_key_env", "concurrency", "timeout", "retries")),
+)
 """Keys that a resumed run may change, besides a larger `train.steps`: none changes a number beyond rounding."""
 
 

@@ -139,6 +139,10 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("parallel.num_processes=2", r"config.parallel.coordinator .* should be .host:port. of process 0, not None"),
         ("parallel.coordinator=here", r"config.parallel.coordinator .* should be .host:port."),
         ("parallel.process_id=1", r"config.parallel.process_id .* below parallel.num_processes"),
+        ("eval.samples=5", r"config.eval.decode .* should be above 0 where eval.samples > 1"),
+        ("eval.top_p=0.", r"config.eval.top_p .* should be in \(0, 1\]"),
+        ("eval.reader=openai", r"config.eval.endpoint.base_url .* should be an address such as .http"),
+        ("reward.reader=openai", r"config.reward.endpoint.base_url .* should be an address such as .http"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(path, flag, message):
@@ -225,6 +229,22 @@ def test_a_key_added_later_changes_no_fingerprint(path, monkeypatch):
 def test_stale_draws_are_refused(path):
     with pytest.raises(UserError, match=r"config.policy.updates .*use ppo, or policy.updates = 1\), not 2"):
         load_config(f"{path}:rl", ["policy.updates=2"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["budget.granularity=independent"], r"config.budget.granularity .*one of token, .* the objective .kl."),
+        (["eval.draw=sample"], r"config.eval.draw .*.budget. unless budget.granularity is .independent., not 'sample'"),
+        (["scorer.kind=cot_influx", "scorer.budget=true"], r"config.scorer.budget .*false with the kind .cot_influx."),
+        (["reward.window=0"], r"config.reward.window .*should be above 0"),
+        (["data.repeats=0"], r"config.data.repeats .*should be above 0"),
+        (["reward.kind=product"], r"config.reward.kind .*additive, cot_influx"),
+    ],
+)
+def test_what_does_not_go_together_in_cot_influx_is_refused(path, flags, message):
+    with pytest.raises(UserError, match=message):
+        load_config(path, flags)
 
 
 def test_tokens_take_the_place_of_rates(path):

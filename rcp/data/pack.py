@@ -27,6 +27,7 @@ class EncodedExample:
       index: number of the example in its dataset.
       group: number of the example's group.
       uid: its name in messages.
+      numbers: of the segments in the example as text, where some were left out; None: all are there.
     """
 
     instruction: np.ndarray
@@ -38,12 +39,17 @@ class EncodedExample:
     index: int = 0
     group: int = 0
     uid: str = ""
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def fixed(self) -> int:
+        """Tokens that are read whatever is pruned: of instruction, question and answer."""
+        return len(self.instruction) + len(self.question) + len(self.answer)
 
     @property
     def length(self) -> int:
         """Tokens of the whole prompt, answer included."""
-        pieces = (self.instruction, *self.context, self.question, self.answer)
-        return sum(len(piece) for piece in pieces)
+        return self.fixed + sum(len(segment) for segment in self.context)
 
 
 def encode(example: Example, tokenizer: Tokenizer, *, index: int = 0, group: int = 0) -> EncodedExample:
@@ -76,12 +82,13 @@ def _ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 def _covers(tokenizer: Tokenizer, ids: np.ndarray, text: str, start: int, end: int) -> np.ndarray:
-    """bool [len(ids)]: tokens that hold some character of text[start:end]; all of them where decoding is not exact.
+    """bool [len(ids)]: tokens that hold some character of text[start:end]; all of them for the whole text, and where
+    decoding is not exact.
 
     Token j holds the characters between the decoded lengths of the first j and the first j + 1 tokens. A character
     split over several tokens decodes to replacement characters until it is whole: such tokens hold a part of it.
     """
-    if tokenizer.decode(ids.tolist()) != text:
+    if (start <= 0 and end >= len(text)) or tokenizer.decode(ids.tolist()) != text:
         return np.ones(len(ids), bool)
     prefixes = [tokenizer.decode(ids[:j].tolist()) for j in range(len(ids) + 1)]
     whole = np.asarray([_common_prefix(prefix, text) for prefix in prefixes])
@@ -142,6 +149,7 @@ def drop_segments(example: EncodedExample, length: int, segments: int) -> Encode
         context=tuple(example.context[s] for s in keep),
         forced=tuple(example.forced[s] for s in keep),
         support=example.support[keep],
+        numbers=tuple(keep),
     )
     check_fits(example, length, segments)
     return example

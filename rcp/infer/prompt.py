@@ -13,10 +13,11 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
+from rcp.data.text import text_left
 from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
 from rcp.nn.layout import of_segment
-from rcp.nn.pruner import Granularity, Scores, prune
+from rcp.nn.pruner import Cut, Granularity, Scores, exact, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -55,7 +56,7 @@ class PromptPruner:
     Attributes:
       score: (batch, budget) -> `Scores`, compiled; the batch has no answers, the budget is in tokens, int32 [batch].
       tokenizer: of the model that will read the result; budgets count its tokens.
-      granularity: how the budget is filled.
+      granularity, cut: how the budget is filled; as in `rcp.nn.pruner.prune`.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
       segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
         differ. The text that is left is the user's.
@@ -64,6 +65,7 @@ class PromptPruner:
     score: Callable[[Batch, jax.Array], Scores]
     tokenizer: Tokenizer
     granularity: Granularity
+    cut: Cut = "end"
     max_tokens: int = 1 << 20
     segment: Callable[[str], str] = str
 
@@ -125,7 +127,8 @@ class PromptPruner:
         context = [row == Role.CONTEXT for row in batch.role]
 
         def at(budget: np.ndarray) -> list[Kept]:
-            found = _keep(scores, batch, jnp.asarray(budget, jnp.int32), granularity=self.granularity)
+            tokens = jnp.asarray(budget, jnp.int32)
+            found = keep_and_rank(scores, batch, tokens, granularity=self.granularity, cut=self.cut)
             keep, rank = map(np.asarray, found)
             return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
@@ -162,23 +165,17 @@ class PromptPruner:
 
     def _left(self, texts: Sequence[str], encoded: EncodedExample, keep: np.ndarray) -> tuple[str, tuple[int, ...]]:
         """The text of the kept context tokens, and the numbers of the segments that it is from."""
-        masks = np.split(keep, np.cumsum([len(ids) for ids in encoded.context])[:-1])
-        kept, out, end = [], "", ""
-        for s, (text, mask) in enumerate(zip(texts, masks)):
-            body = text
-            if not mask.all():
-                body = self.tokenizer.decode(encoded.context[s][mask].tolist()).strip()
-                body = text[: len(text) - len(text.lstrip())] + body if body else ""
-            if body:
-                out, end = out + end + body, "" if mask.all() else text[len(text.rstrip()) :]
-                kept.append(s)
-        return out, tuple(kept)
+        whole = encoded.context
+        masks = np.split(keep, np.cumsum([len(ids) for ids in whole])[:-1])
+        return text_left(self.tokenizer, texts, whole, [ids[mask] for ids, mask in zip(whole, masks)])
 
 
-@partial(jax.jit, static_argnames="granularity")
-def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames=("granularity", "cut"))
+def keep_and_rank(
+    scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut
+) -> tuple[jax.Array, jax.Array]:
     """The keep mask, and each token's place in the order in which tokens are kept; those of a segment share one."""
-    pruned = prune(scores, batch, budget, granularity=granularity)
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
     if granularity == "segment":
         return pruned.keep, of_segment(pruned.segment_rank, batch)
     return pruned.keep, pruned.token_rank
@@ -224,7 +221,8 @@ def pruner_of(trained: Trained) -> PromptPruner:
     return PromptPruner(
         score=partial(score, trained.weights),
         tokenizer=trained.build.tokenizer,
-        granularity=trained.config.budget.granularity,
+        granularity=exact(trained.config.budget.granularity),
+        cut=trained.config.budget.cut,
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,
     )

@@ -5,9 +5,14 @@ they and forced context tokens enter every sampler with logit +inf, padding with
 `min(max(budget, forced tokens), context tokens)` context tokens are kept:
 
 * "token": the best tokens.
-* "segment": whole segments in the order drawn; the one that crosses the budget keeps its first tokens.
+* "segment": whole segments in the order drawn; the one that crosses the budget is cut at its end, or at its beginning
+  (`cut`): then what is left of it ends as it was written, separator included.
 * "two_stage": segments first, in the order drawn, until they hold `EXPAND` times the budget (the shot pruner of
   CoT-Influx, arXiv 2312.08901), then the best tokens of those.
+
+At "independent" there is no budget: segments and then their tokens are kept or not each by itself, as CoT-Influx does
+(see `rcp.nn.independent`), so that `kept` varies and `asked` is only a note. `exact` is the granularity to use the same
+scores with where a budget must hold.
 """
 
 from __future__ import annotations
@@ -20,12 +25,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp import sampling
-from rcp.nn import layout
+from rcp.nn import independent, layout
+from rcp.nn.independent import SEGMENT_STREAM, TOKEN_STREAM
 from rcp.types import Batch, Role
 
-Granularity = Literal["token", "segment", "two_stage"]
+Granularity = Literal["token", "segment", "two_stage", "independent"]
+Cut = Literal["end", "beginning"]
 LARGEST = 1e29  # size of a score; `rcp.sampling` bounds logits there too
-SEGMENT_STREAM, TOKEN_STREAM = 0, 1  # folded into an example's key for its draw of segments, and of tokens
 EXPAND = 2.0  # how much more than the budget the first of two stages lets through
 
 
@@ -63,6 +69,11 @@ def _before(rank: Int[Array, "batch segments"], lengths: Int[Array, "batch segme
     return jnp.take_along_axis(jnp.cumsum(in_order, axis=1, dtype=jnp.int32) - in_order, rank, axis=1)
 
 
+def exact(granularity: Granularity) -> Granularity:
+    """The granularity at which the same scores meet a budget."""
+    return "two_stage" if granularity == "independent" else granularity
+
+
 def segment_logits(scores: Scores, batch: Batch) -> Float[Array, "batch segments"]:
     """Segment logits with the guarantees: +inf where a segment holds a forced token, -inf where there is none."""
     forced = jnp.any(layout.membership(batch) & batch.forced[..., None], axis=1)
@@ -91,16 +102,20 @@ def prune(
     budget: Int[Array, " batch"],
     *,
     granularity: Granularity,
+    cut: Cut = "end",
     keys: Array | None = None,
 ) -> Pruned:
-    """Keeps exactly the budget (see the module).
+    """Keeps exactly the budget, but for granularity "independent" (see the module).
 
     Args:
       scores: of the pruner or of any policy.
       budget: context tokens to keep, int32 [batch], may be traced. More than there are keeps them all; fewer than are
         forced keeps the forced ones.
+      cut: which end of the segment that crosses the budget is dropped; of no effect at other granularities.
       keys: one key an example [batch] to draw (Gumbel top-k, Plackett-Luce); None keeps the best, deterministically.
     """
+    if granularity == "independent":
+        return _independent(scores, batch, budget, keys)
     context, lengths = layout.in_context(batch), layout.segment_lengths(batch)
     forced = context & batch.forced
     fixed = guaranteed(batch) & ~context
@@ -118,7 +133,10 @@ def prune(
         limit = budget if granularity == "segment" else jnp.floor(EXPAND * budget.astype(jnp.float32)).astype(jnp.int32)
         drawn = _count((before < limit[:, None]) & (lengths > 0))
         if granularity == "segment":
-            place = layout.of_segment(before, batch) + layout.places(batch)
+            inside = layout.places(batch)
+            if cut == "beginning":
+                inside = layout.of_segment(lengths, batch) - 1 - inside
+            place = layout.of_segment(before, batch) + inside
             # Forced tokens first, then in the order of segments: a forced token behind the cut displaces the last.
             order = jnp.where(forced, -1.0, place.astype(jnp.float32))
             keep = sampling.top_k(jnp.where(context, -order, -jnp.inf), budget).mask | fixed
@@ -128,6 +146,16 @@ def prune(
 
     tokens = _draw(token_logits(scores, batch, pool), budget + _count(fixed), keys, TOKEN_STREAM)
     return Pruned(tokens.mask, _count(tokens.mask & context), asked, segment_rank, drawn, tokens.rank, pool)
+
+
+def _independent(scores: Scores, batch: Batch, asked: Int[Array, " batch"], keys: Array | None) -> Pruned:
+    context = layout.in_context(batch)
+    segments, tokens = independent.decide(
+        segment_logits(scores, batch), token_logits(scores, batch, context), batch, keys
+    )
+    pool = context & layout.of_segment(segments.mask, batch)
+    kept, drawn = _count(tokens.mask & context), _count(segments.mask)
+    return Pruned(tokens.mask, kept, asked.astype(jnp.int32), segments.rank, drawn, tokens.rank, pool)
 
 
 def _count(there: Bool[Array, "batch n"]) -> Int[Array, " batch"]:
@@ -145,13 +173,26 @@ def log_prob(scores: Scores, batch: Batch, pruned: Pruned, *, granularity: Granu
 
     Segments count as far as they were looked at: which ones those are is a function of the ordered draw, so the score
     function of this probability is that of anything computed from the mask. Of two stages it is the sum of both.
+    At granularity "independent" it is that of the sets.
     """
+    if granularity == "independent":
+        by_segment, by_token, survivors = _decided(scores, batch, pruned)
+        return independent.log_prob(by_segment, by_token, batch, survivors, pruned.keep)
     return _over_draws(sampling.log_prob, scores, batch, pruned, granularity)
 
 
 def entropy(scores: Scores, batch: Batch, pruned: Pruned, *, granularity: Granularity) -> Float[Array, " batch"]:
     """One-sample unbiased estimate (nats) of the entropy of the draws behind `pruned`; see `rcp.sampling.entropy`."""
+    if granularity == "independent":
+        by_segment, by_token, survivors = _decided(scores, batch, pruned)
+        return independent.entropy(by_segment, by_token, batch, survivors)
     return _over_draws(sampling.entropy, scores, batch, pruned, granularity)
+
+
+def _decided(scores: Scores, batch: Batch, pruned: Pruned) -> tuple[Array, Array, Array]:
+    """Logits of segments and tokens, and which segments survived, at granularity "independent"."""
+    survivors = pruned.segment_rank < pruned.drawn[:, None]
+    return segment_logits(scores, batch), token_logits(scores, batch, layout.in_context(batch)), survivors
 
 
 def _over_draws(measure: Callable, scores: Scores, batch: Batch, pruned: Pruned, granularity: Granularity) -> Array:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from rcp.nn.pruner import Granularity, Scores
+from rcp.nn.pruner import Granularity, Scores, prune
 from rcp.policies.base import Policy
 from rcp.types import Batch
 
@@ -18,6 +20,10 @@ class Learned(Policy):
     """`score(params, batch, budget)` is a compiled function that gives the pruner's `Scores`; evaluation takes their
     top k. `told`: whether the budget counts in them. `name` and `granularity`: of a run that is a comparison, such as
     LLMLingua-2's classifier (`rcp.nn.encoder`).
+
+    `draw` "sample" or "likely" heeds no budget: what the granularity "independent" keeps is drawn, seeded by `seed`
+    (as CoT-Influx evaluates), or is all that has a probability above 1/2. `identity`: what decides its
+    scores besides the prompts, fit for json.
     """
 
     name: str = "ours"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -25,6 +31,17 @@ class Learned(Policy):
     score: Callable[[Any, Batch, Array | None], Scores] | None = None
     params: Any = field(default=None, repr=False)
     told: bool = False
+    draw: Literal["budget", "sample", "likely"] = "budget"
+    seed: int = 0
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.draw != "budget":
+            object.__setattr__(self, "granularity", "independent")
+
+    @property
+    def swept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.draw == "budget"
 
     @property
     def needs_budget(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -32,4 +49,18 @@ class Learned(Policy):
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert self.score is not None
-        return self.score(self.params, batch, budget)
+        scores = self.score(self.params, batch, budget)
+        return _drawn(scores, batch, jax.random.fold_in(key, self.seed)) if self.draw == "sample" else scores
+
+
+@jax.jit
+def _drawn(scores: Scores, batch: Batch, key: Array) -> Scores:
+    """Scores of which just what was drawn is positive, so that pruning without a key keeps exactly that.
+
+    Each example has its own key, so that the draw does not depend on the batch it is in.
+    """
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index)
+    nothing = jnp.zeros(batch.index.shape, jnp.int32)
+    found = prune(scores, batch, nothing, granularity="independent", keys=keys)
+    survived = found.segment_rank < found.drawn[:, None]
+    return Scores(jnp.where(found.keep, 1.0, -1.0), jnp.where(survived, 1.0, -1.0))

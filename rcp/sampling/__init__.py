@@ -6,10 +6,14 @@ after another; *conditional Bernoulli* (`conditional_bernoulli`, `conditional_be
 k > 1: no estimator may pair the sample of one with the numbers of the other. `estimate` has the estimators of
 d/dphi E[R(S)], each with its own distribution (`ESTIMATORS`).
 
+A third, *independent Bernoulli* (`bernoulli`, `bernoulli_log_prob`, `bernoulli_entropy`, `bernoulli_mode`), has no k:
+it is what CoT-Influx samples from.
+
 Everywhere: the last axis is tokens and the others are batch; logits of any floating type are computed in float32;
   `+inf` is always kept, `-inf` or not valid never; k is an int or a traced integer array.
 """
 
+from rcp.sampling.bernoulli import bernoulli, bernoulli_entropy, bernoulli_log_prob, bernoulli_mode
 from rcp.sampling.conditional import (
     conditional_bernoulli,
     conditional_bernoulli_entropy,
@@ -26,6 +30,10 @@ __all__ = [
     "ESTIMATORS",
     "Estimate",
     "Subset",
+    "bernoulli",
+    "bernoulli_entropy",
+    "bernoulli_log_prob",
+    "bernoulli_mode",
     "conditional_bernoulli",
     "conditional_bernoulli_entropy",
     "conditional_bernoulli_log_prob",

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rcp.sampling.order import LOG_ZERO, uniform
 from rcp.sampling.relaxed import static_bound
-from rcp.sampling.subset import Split, Subset, centred, forced_mask, is_possible, split
+from rcp.sampling.subset import Split, Subset, centred, forced_mask, is_possible, rank_by_index, split
 
 
 def marginals(
@@ -94,11 +94,8 @@ def _sample(key: Array, parts: Split, bound: int) -> Subset:
     noise = uniform(key, values.shape)
     drawn = lax.scan(decide, jnp.minimum(parts.free, bound), (values, ordinary, table, noise), reverse=True)[1]
     mask = jnp.moveaxis(drawn, 0, -1) | forced_mask(parts)
-    kept = jnp.cumsum(mask, axis=-1, dtype=jnp.int32)
-    others = jnp.cumsum(~mask, axis=-1, dtype=jnp.int32)
-    rank = jnp.where(mask, kept - 1, kept[..., -1:] + others - 1)
     log_p = jnp.where(parts.free > bound, jnp.nan, _set_log_prob(parts, mask, bound))
-    return Subset(mask, rank, log_p)
+    return Subset(mask, rank_by_index(mask), log_p)
 
 
 def conditional_bernoulli_log_prob(

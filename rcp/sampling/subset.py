@@ -25,7 +25,7 @@ class Subset(NamedTuple):
     """k of the tokens of each example.
 
     Attributes:
-      mask: bool [*batch, tokens], exactly min(k, number of tokens that may be kept) ones.
+      mask: bool [*batch, tokens], exactly min(k, number of tokens that may be kept) ones (`bernoulli` alone has no k).
       rank: int32 [*batch, tokens], a permutation: place in the order of drawing, 0 first. `mask` is `rank <
         mask.sum()`.
       log_prob: float32 [*batch], of the sample under the sampler's own distribution; differentiable in the logits.
@@ -132,6 +132,13 @@ def is_possible(mask: Bool[Array, "*batch tokens"], parts: Split) -> Bool[Array,
     excluded = jnp.any(mask & ~parts.ordinary & ~parts.forced, axis=-1)
     skipped = jnp.any(parts.forced & ~mask, axis=-1) & jnp.any(mask & parts.ordinary, axis=-1)
     return ~(excluded | skipped)
+
+
+def rank_by_index(mask: Bool[Array, "*batch tokens"]) -> Int[Array, "*batch tokens"]:
+    """The `rank` of a draw without an order: the kept tokens by index, then the others by index."""
+    kept = jnp.cumsum(mask, axis=-1, dtype=jnp.int32)
+    others = jnp.cumsum(~mask, axis=-1, dtype=jnp.int32)
+    return jnp.where(mask, kept - 1, kept[..., -1:] + others - 1)
 
 
 def set_log_prob(

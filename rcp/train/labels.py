@@ -15,33 +15,40 @@ from rcp.objectives import Labels
 from rcp.types import Batch
 
 
+def segment_gains(config: LabelConfig, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"] | None:
+    """What each segment does for the answer, nats a token; None where no labels are made of that.
+
+    Args:
+      read: the frozen model on prompts.
+      length: static length that holds any prompt with one segment (only "alone" reads so short ones).
+    """
+    if config.source == "alone":
+        return gains_beside(jnp.zeros(batch.role.shape, bool), batch, read, length)
+    return gains_within(batch, read) if config.source == "leave_one_out" else None
+
+
 def keep_labels(
     config: LabelConfig,
     batch: Batch,
-    read: Read,
-    length: int,
+    gains: Float[Array, "batch segments"] | None,
     nll: Callable[[Float[Array, "batch tokens"]], Float[Array, " batch"]],
 ) -> Labels:
     """Labels of the segments, and of the tokens where the source tells them apart.
 
     Args:
-      read: the frozen model on prompts.
-      length: static length that holds any prompt with one segment (only "alone" reads so short ones).
+      gains: `segment_gains` of this batch.
       nll: of the answers, read through a keep-mask (only "tokens" does).
     """
     if config.source == "support":
         return Labels(batch.support.astype(jnp.float32))
     there = segment_exists(batch)
     if config.source == "tokens":
-        gains = gains_of_tokens(batch, nll)
-        total = jnp.einsum("bts,bt->bs", membership(batch).astype(jnp.float32), gains)
+        of_tokens = gains_of_tokens(batch, nll)
+        total = jnp.einsum("bts,bt->bs", membership(batch).astype(jnp.float32), of_tokens)
         context = in_context(batch)
         scale = jnp.sum(context, axis=1, keepdims=True, dtype=jnp.float32)  # far above what `_soft` adds to a variance
-        return Labels(_soft(config, total, there), _soft(config, scale * gains, context))
-    if config.source == "alone":
-        gains = gains_beside(jnp.zeros(batch.role.shape, bool), batch, read, length)
-    else:
-        gains = gains_within(batch, read)
+        return Labels(_soft(config, total, there), _soft(config, scale * of_tokens, context))
+    assert gains is not None
     return Labels(_soft(config, gains, there))
 
 

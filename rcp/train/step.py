@@ -24,28 +24,29 @@ from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
-from rcp.nn.scorer import early_features
+from rcp.nn.transformer import Transformer
 from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
-from rcp.train.labels import keep_labels
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.optim import objective_weight
+from rcp.train.outside import Judge
 from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
 
 Params = dict[str, Any]
+View = Callable[[Transformer, Batch], Array]
 
 
 @dataclass(frozen=True)
 class Networks:
     """The two graphs, without their parameters.
 
-    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone. `blind`: it reads them
-    without knowing the question.
+    `view`: what the scorer reads of the model; None for a scorer that stands alone.
     """
 
     model: nnx.GraphDef
     scorer: nnx.GraphDef
-    feature_layer: int | None
+    view: View | None
     max_answer: int
     blind: bool = False
 
@@ -55,10 +56,9 @@ class Networks:
 
     def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
         """The scorer's view of a batch, without gradient."""
-        if self.feature_layer is None:
+        if self.view is None:
             return None
-        features = early_features(self.model_of(params, frozen), batch, self.feature_layer, blind=self.blind)
-        return jax.lax.stop_gradient(features)
+        return jax.lax.stop_gradient(self.view(self.model_of(params, frozen), batch))
 
     def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
@@ -103,17 +103,20 @@ def make_pruner_step(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     lengths: Callable[[int], tuple[int, int]],
+    judge: Judge | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of the pruner's stage.
 
     Args:
       lengths: from the static length of a whole prompt to those that hold it pruned and with one segment alone.
+      judge: answers the drawn prompts in place of the model; see `rcp.train.outside`.
     """
     objectives = {name: OBJECTIVES[name] for name in config.objectives}
-    needs, granularity = needs_of(config), config.budget.granularity
+    needs, granularity, cut = needs_of(config), config.budget.granularity, config.budget.cut
     weights = {name: objective_weight(c, config.train.steps) for name, c in config.objectives.items()}
     settings = Settings(config.policy.baseline, config.policy.normalise, config.policy.clip, granularity)
-    reward_weights = RewardWeights(config.reward.exact_match, config.reward.likelihood, config.reward.length)
+    r = config.reward
+    reward_weights = RewardWeights(r.exact_match, r.likelihood, r.length, r.kind, r.window)
 
     def budget_of(batch: Batch, keys: Array) -> Int[Array, " batch"]:
         tokens, rates = config.budget.keep_tokens, config.budget.keep_rates
@@ -127,16 +130,24 @@ def make_pruner_step(
         base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
         budget = budget_of(batch, keys)
-        features = networks.features(state.params, frozen, batch)
+        prepared = {name: x[batch.index] for name, x in frozen.get("prepared", {}).items()}
+        features = prepared.get("features")
+        if features is None:
+            features = networks.features(state.params, frozen, batch)
         short, single = lengths(batch.role.shape[1])
 
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
 
-        def nll(keep: Array) -> Array:
+        def through_mask(keep: Array) -> Array:
             return networks.read(state.params, frozen, batch, keep).nll
 
-        labels = keep_labels(config.labels, batch, read_batch, single, nll) if "labels" in needs else None
+        labels = None
+        if "labels" in needs:
+            gains = prepared.get("gains")
+            if gains is None:
+                gains = segment_gains(config.labels, batch, read_batch, single)
+            labels = keep_labels(config.labels, batch, gains, through_mask)
         full = None
         if "full" in needs:
             full = networks.read(state.params, frozen, batch, log_probs=True).log_probs
@@ -144,23 +155,48 @@ def make_pruner_step(
             return Collected(features, budget, keys, labels, full, None, None, None, None, None)
 
         scores = networks.score(state.params, batch, features, budget)
-        count = jnp.maximum(jnp.sum(batch.role == Role.CONTEXT, axis=1), 1).astype(jnp.float32)
+        context = jnp.sum(batch.role == Role.CONTEXT, axis=1, dtype=jnp.int32)
 
         def earn(pruned: Pruned) -> tuple[Array, Array]:
             reading = read_batch(pruner.compact(batch, pruned.keep, short))
-            share = pruned.kept.astype(jnp.float32) / count
-            return reward(reading.nll, reading.exact, share, reward_weights), reading.exact
+            return reward(reading.nll, reading.exact, pruned.kept, context, reward_weights), reading.exact
+
+        def earn_outside(pruned: Pruned) -> tuple[Array, Array]:
+            """Of several draws together; what the judge does not say of the likelihood is the model's."""
+            assert judge is not None
+            verdict = judge(jax.vmap(lambda keep: pruner.compact(batch, keep, short))(pruned.keep))
+            if verdict.nll_sum is not None:
+                answers = jnp.sum(batch.role == Role.ANSWER, axis=1, dtype=jnp.float32)
+                nll = verdict.nll_sum / jnp.maximum(answers, 1.0)[None]
+            elif r.likelihood:
+                nll = jax.lax.map(lambda keep: read_batch(pruner.compact(batch, keep, short)).nll, pruned.keep)
+            else:
+                nll = jnp.zeros(verdict.exact.shape, jnp.float32)
+            earned = reward(nll, verdict.exact, pruned.kept, context[None], reward_weights)
+            return earned + verdict.trouble, verdict.exact
+
+        def draw(sample: Array) -> tuple[Pruned, Array]:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
+            pruned = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut, keys=own)
+            return pruned, pruner.log_prob(scores, batch, pruned, granularity=granularity)
 
         def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
-            own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
-            pruned = pruner.prune(scores, batch, budget, granularity=granularity, keys=own)
-            old = pruner.log_prob(scores, batch, pruned, granularity=granularity)
+            pruned, old = draw(sample)
             return (pruned, old, *earn(pruned))
 
-        pruned, old, rewards, exact = jax.lax.map(one, jnp.arange(config.policy.samples, dtype=jnp.int32))
+        samples = jnp.arange(config.policy.samples, dtype=jnp.int32)
+        if judge is None:
+            pruned, old, rewards, exact = jax.lax.map(one, samples)
+        else:
+            pruned, old = jax.lax.map(draw, samples)
+            rewards, exact = earn_outside(pruned)
         baseline = None
         if config.policy.baseline == "self_critical":
-            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity))
+            best = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut)
+            if judge is None:
+                baseline, _ = earn(best)
+            else:
+                baseline = earn_outside(jax.tree.map(lambda x: x[None], best))[0][0]
         elif config.policy.baseline == "moving_average":
             baseline = jnp.broadcast_to(state.aux["baseline"], rewards.shape[1:])
         return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)
@@ -177,6 +213,7 @@ def make_pruner_step(
                 granularity=granularity,
                 temperature=config.relax.temperature,
                 method=config.relax.method,
+                cut=cut,
                 keys=own,
             )
             reading = networks.read(params, frozen, batch, keep, log_probs="full" in needs)
@@ -223,6 +260,8 @@ def make_pruner_step(
             assert collected.exact is not None
             exact = global_mean(collected.exact.astype(jnp.float32).mean(0), batch.weight, axis_name)
             metrics |= {"reward": mean, "exact_match": sum_shares(exact, axis_name)}
+            for name, counts in _counts(collected.pruned, granularity).items():
+                metrics[name] = sum_shares(global_mean(counts, batch.weight, axis_name), axis_name)
             if "baseline" in aux:
                 decay = config.policy.baseline_decay
                 moved = decay * aux["baseline"] + (1 - decay) * mean
@@ -252,6 +291,13 @@ def apply(params: Params, updates: Any) -> Params:
 def sum_shares(tree: Any, axis_name: str | None) -> Any:
     """Shares of global means, summed over the devices."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _counts(pruned: Pruned | None, granularity: pruner.Granularity) -> dict[str, Float[Array, " batch"]]:
+    """Means over an example's draws: context tokens kept; where no budget decides, also segments that survived."""
+    assert pruned is not None
+    counts = {"kept": pruned.kept} | ({"survived": pruned.drawn} if granularity == "independent" else {})
+    return {name: jnp.mean(count.astype(jnp.float32), axis=0) for name, count in counts.items()}
 
 
 def _divergence(full: Array, reading: Reading) -> Float[Array, " batch"]:

@@ -32,9 +32,42 @@ def test_readers(folder):
     assert (row.question, row.solution) == ("Tom had 2 $, how many are left?", "The answer is 2.")
     row = sources.problems("addsub", "test")[2]
     assert (row.question, row.answer) == ("Joan found 2 shells. How many?", "2")
+    row = sources.problems("singleeq", "test")[2]
+    assert (row.question, row.answer) == ("Ann has 2 pens and 2.5 more. How many?", "4.5")
     row = sources.problems("mrd3", "train")[6]
     assert (row.question, row.difficulty, row.steps) == ("A box weighs 6 kg. How much do two weigh?", 3, 2)
     assert row.solution == "Two weigh 2 x 6 = 12 kg. The answer is 12."
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "expected"),
+    [
+        ("( 76.0 - 25.0 )", "51", "76 - 25 = 51. The answer is 51."),
+        ("( ( 4.0 + 2.5 ) - 3.0 )", "3.5", "(4 + 2.5) - 3 = 3.5. The answer is 3.5."),
+        ("X = 70 - 27", "43", "70 - 27 = 43. The answer is 43."),
+        ("18 + X = 40", "22", "18 + X = 40, so X = 22. The answer is 22."),
+        ("X = 3 = 4", "4", "The answer is 4."),
+        ("8.0", "8", "The answer is 8."),
+        (None, "2", "The answer is 2."),
+    ],
+)
+def test_published_equations_are_the_worked_solutions(equation, answer, expected):
+    assert sources.equation_solution(equation, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("equation", "solution"),
+    [
+        ("X=((4.0+5.0)*3.0)", "(4 + 5) * 3 = 27. The answer is 27."),
+        ("x=9*3", "9 * 3 = 27. The answer is 27."),
+        ("x-20=7", "X - 20 = 7, so X = 27. The answer is 27."),
+        ("X = 70 - 43", "70 - 43 = 27. The answer is 27."),
+    ],
+)
+def test_equations_without_spaces_are_read_as_those_with(folder, equation, solution):
+    row = {"sQuestion": "How many ?", "lSolutions": [27.0], "lEquations": [equation]}
+    (folder / "multiarith.json").write_text(json.dumps([row]))
+    assert sources.problems("multiarith", "test")[0].solution == solution
 
 
 def test_parts_do_not_overlap(folder):
@@ -54,7 +87,7 @@ def test_parts_do_not_overlap(folder):
 
 
 @pytest.mark.parametrize("candidates", ["random", "bm25"])
-@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "mrd3"])
+@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "multiarith", "singleeq", "mrd3"])
 def test_prompts(folder, name, candidates):
     task = TASKS[name](candidates=candidates, **SMALL)
     for number, example in enumerate(task.examples("test", 5)):
@@ -91,6 +124,22 @@ def test_pool_and_difficulty(folder):
     assert all("box" in shot for shot in Svamp(pool="mrd3", **SMALL).examples("test", 1)[0].context)
     task = Mrd3(max_difficulty=2, **SMALL)
     assert all(p.difficulty <= 2 for p in [*task.problems("train"), *task.shot_pool])
+
+
+def test_order_of_difficulty_is_that_of_the_training_problems_asked_for(folder):
+    """The easiest come first, but which are trained on is as without an order; other splits stay as they are."""
+    task, plain = Mrd3(order="difficulty", **SMALL), Mrd3(**SMALL)
+    level = {row.uid: (row.difficulty, row.steps) for row in plain.problems("train")}
+    examples = list(task.examples("train", 8))
+    assert [level[e.uid] for e in examples] == sorted(level[e.uid] for e in examples)
+    assert len({level[e.uid] for e in examples}) > 1
+    assert {e.uid for e in examples} == {e.uid for e in plain.examples("train", 8)}
+    assert [e.uid for e in task.examples("validation")] == [e.uid for e in plain.examples("validation")]
+    assert examples == list(Mrd3(order="difficulty", **SMALL).examples("train", 8))
+    other = Gsm8k(order="difficulty", **SMALL)
+    assert len(other.examples("test", 3)) == 3
+    with pytest.raises(UserError, match=r"task.order = 'difficulty': gsm8k has no difficulties, mrd3 has"):
+        other.examples("train", 8)
 
 
 def test_max_words_leaves_out_long_training_problems_and_shots_alone(folder):
@@ -191,8 +240,12 @@ def test_not_utf8(folder):
         ({"dataset": "aqua"}, "task.dataset"),
         ({"pool": "svamp"}, "task.pool"),
         ({"shots": 0}, "task.shots"),
+        ({"pool": "handwritten", "shots": 9}, "task.shots = 9: expected at most 8"),
+        ({"append": 9}, "task.append = 9: expected 0 to 8"),
+        ({"pool": "handwritten", "append": 1}, "task.append = 1: expected 0 with"),
         ({"candidates": "best"}, "task.candidates = 'best': expected random or bm25"),
         ({"source": "web"}, "task.source"),
+        ({"order": "steps"}, "task.order = 'steps': expected \"\" or difficulty"),
     ],
 )
 def test_bad_fields(fields, message):

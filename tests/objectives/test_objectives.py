@@ -94,13 +94,20 @@ def test_the_budget_term_descends_in_the_mask_and_ascends_in_the_multiplier():
 
 @pytest.mark.strict_dtype
 def test_the_reward_adds_its_parts():
-    nll_, exact, share = (
-        jnp.asarray([0.0, 1.0, jnp.inf]),
-        jnp.asarray([True, False, False]),
-        jnp.asarray([0.5, 1.0, 0.0]),
-    )
-    found = reward(nll_, exact, share, RewardWeights(2.0, 3.0, 4.0))
+    nll_, exact = jnp.asarray([0.0, 1.0, jnp.inf]), jnp.asarray([True, False, False])
+    kept, context = jnp.asarray([5, 8, 0], jnp.int32), jnp.asarray([10, 8, 0], jnp.int32)
+    found = reward(nll_, exact, kept, context, RewardWeights(2.0, 3.0, 4.0))
     np.testing.assert_allclose(found, [2 + 3 - 2, 1.5 - 4, 0])
+
+
+@pytest.mark.strict_dtype
+def test_the_reward_of_cot_influx_is_greatest_where_the_window_is_just_full():
+    """(1 / (1 + L) + R) * (t / T)^w by hand, on both sides of T = 200, at it, and where nothing is kept."""
+    used = jnp.asarray([0, 50, 200, 400, 800], jnp.int32)
+    exact = jnp.asarray([True, False, True, True, False])
+    weights = RewardWeights(exact_match=0.5, length=9.0, kind="cot_influx", window=200)
+    found = reward(jnp.full(5, 3.0), exact, used, jnp.full(5, 1000, jnp.int32), weights)
+    np.testing.assert_allclose(found, [0.75 * 0, 0.25 * 50 / 200, 0.75, 0.75 * 200 / 400, 0.25 * 200 / 800], rtol=1e-6)
 
 
 def test_filler_rows_do_not_count_and_shares_add_up():

@@ -15,7 +15,7 @@ from rcp.nn.gains import gains_beside, gains_of_tokens, gains_within
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
 from rcp.nn.reader import read as read_prompts
-from rcp.train.labels import keep_labels
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, encode_prompt, tiny_model
 
@@ -65,7 +65,8 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
     np.testing.assert_allclose(np.asarray(gains)[there], expected[there], rtol=1e-4, atol=1e-5)
 
     config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)
-    labels = np.asarray(jax.jit(lambda batch: keep_labels(config, batch, read, 12, masked).segments)(batch))
+    found = jax.jit(lambda b: keep_labels(config, b, segment_gains(config, b, read, 12), masked))(batch)
+    labels = np.asarray(found.segments)
     for row in range(len(ROWS)):
         values = expected[row, there[row]]
         standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
@@ -75,7 +76,8 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
 
 def test_the_task_labels_are_taken_as_they_are():
     batch = batch_of(ROWS, LENGTH, SEGMENTS)
-    labels, tokens = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), read, 12, masked)
+    assert segment_gains(LabelConfig("support"), batch, read, 12) is None
+    labels, tokens = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), None, masked)
     assert tokens is None
     np.testing.assert_array_equal(labels, [[1, 0, 0, -1, -1], [0, 1, 0, 1, -1], [-1] * 5])
     assert labels.dtype == jnp.float32
@@ -95,7 +97,7 @@ def test_the_gains_of_tokens_are_the_slope_of_leaving_them_out():
         np.testing.assert_allclose(gains[row, place], slope, rtol=0.02, atol=1e-4)
 
     config = LabelConfig("tokens", sharpness=2.0, above=0.0)
-    labels = jax.jit(lambda: keep_labels(config, batch, read, 12, nll))()
+    labels = jax.jit(lambda: keep_labels(config, batch, None, nll))()
     assert labels.tokens is not None
     for row in range(len(ROWS)):
         own = gains[row, context[row]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from rcp.config import OptimConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.nn.lora import init_lora
+from rcp.nn.scorer import early_features
 from rcp.train.optim import make_optimizer
 from rcp.train.parallel import Parallel
 from rcp.train.reader_step import make_reader_step
@@ -37,8 +38,8 @@ def networks_of(kind: str) -> tuple[Networks, dict, dict]:
     """(graphs, parameters of the model, of the scorer)."""
     model, model_params = nnx.split(tiny_model(layers=1))
     scorer, scorer_params = nnx.split(tiny_scorer(kind))
-    layer = None if kind == "standalone" else 1
-    return Networks(model, scorer, layer, 2), nnx.to_pure_dict(model_params), nnx.to_pure_dict(scorer_params)
+    view = None if kind == "standalone" else partial(early_features, layer=1)
+    return Networks(model, scorer, view, 2), nnx.to_pure_dict(model_params), nnx.to_pure_dict(scorer_params)
 
 
 def set_up(values: dict, kind: str = "mlp", optimizer=None):
@@ -99,6 +100,12 @@ MIXES = {
         "policy": {"samples": 2, "baseline": "moving_average", "normalise": True, "updates": 2},
         "budget": {"granularity": "token", "keep_tokens": 2},
     },
+    "reinforce, independent, the reward of CoT-Influx": {
+        "objectives": {"reinforce": 1.0, "entropy": 0.1},
+        "policy": {"samples": 2, "baseline": "moving_average"},
+        "budget": {"granularity": "independent", "keep_tokens": 2},
+        "reward": {"kind": "cot_influx", "window": 4},
+    },
     "nll, budget": {
         "objectives": {"nll": 1.0, "budget": 1.0},
         "relax": {"method": "sigmoid"},
@@ -127,6 +134,7 @@ def test_every_mix_of_objectives_runs(name):
         assert after.params["dual"]["budget"] > state.params["dual"]["budget"]
     if {"reinforce", "ppo"} & objectives.keys():
         assert 0 <= metrics["reward"] <= 2 and 0 <= metrics["exact_match"] <= 1
+        assert 1 <= metrics["kept"] <= 9 and ("survived" in metrics) == ("independent" in name)
     if "baseline" in state.aux:
         expected = 0.95 * state.aux["baseline"] + 0.05 * metrics["reward"]
         np.testing.assert_allclose(after.aux["baseline"], expected, rtol=1e-5)

@@ -17,12 +17,16 @@ from typing import Literal
 import numpy as np
 
 from rcp.data import sources
-from rcp.data.answers import check, final_answer
+from rcp.data.answers import answer_key, check, final_answer
 from rcp.data.sources import Problem
 from rcp.data.tasks.base import LazyExamples, Split, check_split, example_rng
+from rcp.data.tasks.handwritten import HANDWRITTEN
 from rcp.types import Example, Tokenizer, UserError
 
 THINK = "Let's think step by step."
+POOLS = ("gsm8k", "mrd3", "gsm8k+mrd3", "handwritten")
+EVALUATION = ("svamp", "addsub", "multiarith", "singleeq")
+"""Data sets without a training file."""
 
 
 def shot(problem: Problem) -> str:
@@ -30,7 +34,18 @@ def shot(problem: Problem) -> str:
     return f"Q: {problem.question}\nA: {THINK} {problem.solution}\n\n"
 
 
-__all__ = ["AddSub", "Gsm8k", "Mrd3", "Svamp", "WordProblems", "check", "final_answer", "shot"]
+__all__ = [
+    "AddSub",
+    "Gsm8k",
+    "Mrd3",
+    "MultiArith",
+    "SingleEq",
+    "Svamp",
+    "WordProblems",
+    "check",
+    "final_answer",
+    "shot",
+]
 
 
 @dataclass(frozen=True)
@@ -39,18 +54,22 @@ class WordProblems:
 
     Rows of the training file are shuffled by `seed` and divided into validation problems, the pool that shots are drawn
     from, and training problems, which never overlap; test problems come from the published test file (for MRD3, which
-    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone and have no worked solutions:
-    their answers are "The answer is N.", their shots come from GSM8K.
+    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone; their worked solutions
+    are the published equations ("70 - 27 = 43. The answer is 43."), their shots come from GSM8K.
 
     Attributes:
-      dataset: gsm8k, svamp, addsub or mrd3.
+      dataset: gsm8k, svamp, addsub, multiarith, singleeq or mrd3.
       pool: the data set that shots are drawn from: gsm8k, mrd3, or gsm8k+mrd3 for both together ("": the task's own,
-        gsm8k for SVAMP and AddSub).
+        gsm8k for SVAMP and AddSub). "handwritten" draws none: the shots are the first of our eight, in their order.
       shots: candidate shots in each context.
+      append: so many of our hand-written shots after the candidates, right before the question, as in CoT-Influx. All
+        their tokens are forced: every method keeps them, and budgets count them.
       candidates: "random" draws shots from the pool; "bm25" takes those most like the question. Either way they
         stand in random order, and none has the question's own text.
       pool_size, validation_size: rows of each data set that are set aside.
       max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
+      order: "difficulty" puts the training problems asked for in order of MRD3's difficulty, then of its steps, for a
+        curriculum (`config.data.phases`); "" leaves them shuffled.
       max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
         shapes cost what the longest example costs, so a few long ones make every step dear.
       instruction: text before the shots.
@@ -61,10 +80,12 @@ class WordProblems:
     dataset: str = "gsm8k"
     pool: str = ""
     shots: int = 8
+    append: int = 0
     candidates: Literal["random", "bm25"] = "random"
     pool_size: int = 2_000
     validation_size: int = 500
     max_difficulty: int = 0
+    order: Literal["", "difficulty"] = ""
     max_words: int = 0
     instruction: str = ""
     source: Literal["files", "tfds"] = "files"
@@ -73,13 +94,21 @@ class WordProblems:
     def __post_init__(self) -> None:
         if self.dataset not in sources.SOURCES:
             raise UserError(f"config.task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
-        if self.pool not in ("", "gsm8k", "mrd3", "gsm8k+mrd3"):
-            raise UserError(f"config.task.pool = {self.pool!r}: expected gsm8k, mrd3 or gsm8k+mrd3")
+        if self.pool not in ("", *POOLS):
+            raise UserError(f"config.task.pool = {self.pool!r}: expected one of {', '.join(POOLS)}")
         if self.shots < 1:
             raise UserError(f"config.task.shots = {self.shots}: expected at least 1")
-        for key, allowed in (("candidates", ("random", "bm25")), ("source", ("files", "tfds"))):
+        fixed, most = self.pool == "handwritten", len(HANDWRITTEN)
+        if fixed and self.shots > most:
+            raise UserError(f"config.task.shots = {self.shots}: expected at most {most} of the pool handwritten")
+        if not 0 <= self.append <= (0 if fixed else most):
+            expected = "0 with the pool handwritten" if fixed else f"0 to {most}"
+            raise UserError(f"config.task.append = {self.append}: expected {expected}")
+        options = (("candidates", ("random", "bm25")), ("source", ("files", "tfds")), ("order", ("", "difficulty")))
+        for key, allowed in options:
             if getattr(self, key) not in allowed:
-                raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {' or '.join(allowed)}")
+                expected = " or ".join(name or '""' for name in allowed)
+                raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {expected}")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -98,21 +127,32 @@ class WordProblems:
         """Whether the continuation's final answer is the example's."""
         return check(prediction, example.answer)
 
+    def answer_key(self, prediction: str) -> str | None:
+        """The final answer of a continuation."""
+        return answer_key(prediction)
+
     def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
         check_split(split)
         rows = self.problems(split)
         if count is not None and count > len(rows):
             raise UserError(f"{count} examples asked for: the {split} split of {self.dataset} has {len(rows)}")
-        size = len(rows) if count is None else count
-        return LazyExamples(size, lambda index: self.example(split, index, rows[index]))
+        rows = rows[:count]
+        if self.order and split == "train":
+            if self.dataset != "mrd3":
+                raise UserError(f"config.task.order = {self.order!r}: {self.dataset} has no difficulties, mrd3 has")
+            rows = sorted(rows, key=lambda row: (row.difficulty, row.steps))
+        return LazyExamples(len(rows), lambda index: self.example(split, index, rows[index]))
 
     def example(self, split: Split, index: int, problem: Problem) -> Example:
-        """The prompt of one problem: candidate shots as segments, then the question."""
+        """The prompt of one problem: candidate shots and appended ones as segments, then the question."""
         instruction, question = self.ask(problem.question)
+        candidates = [shot(found) for found in self._candidates(split, index, problem)]
+        appended = [shot(worked) for worked in HANDWRITTEN[: self.append]]
         return Example(
             instruction=instruction,
-            context=tuple(shot(found) for found in self._candidates(split, index, problem)),
+            context=(*candidates, *appended),
             question=question,
+            forced=tuple((number, 0, len(text)) for number, text in enumerate(appended, len(candidates))),
             answer=f" {problem.solution}\n",
             group=self.dataset,
             uid=problem.uid,
@@ -120,7 +160,7 @@ class WordProblems:
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The problems of a split, in the order of examples."""
-        if self.dataset in ("svamp", "addsub"):
+        if self.dataset in EVALUATION:
             if split != "test":
                 raise UserError(f"{self.dataset} is for evaluation: it has no {split} split; train on gsm8k or mrd3")
             return self._read(self.dataset, "test")
@@ -131,6 +171,8 @@ class WordProblems:
     @cached_property
     def shot_pool(self) -> list[Problem]:
         """The worked examples that shots are drawn from."""
+        if self.pool == "handwritten":
+            return list(HANDWRITTEN)
         names = self.pool or (self.dataset if self.dataset == "mrd3" else "gsm8k")
         return [row for name in names.split("+") for row in self._divided(name)["pool"]]
 
@@ -167,6 +209,8 @@ class WordProblems:
     def _candidates(self, split: Split, index: int, problem: Problem) -> list[Problem]:
         rng = example_rng(self.seed, split, index)
         pool = self.shot_pool
+        if self.pool == "handwritten":
+            return pool[: self.shots]
         if self.candidates == "bm25":
             order = np.argsort(-self._bm25.get_scores(_words(problem.question)), kind="stable")[: self.shots + 8]
         else:
@@ -207,6 +251,20 @@ class AddSub(WordProblems):
     """AddSub (Hosseini et al., EMNLP 2014)."""
 
     dataset: str = "addsub"
+
+
+@dataclass(frozen=True)
+class MultiArith(WordProblems):
+    """MultiArith (Roy and Roth, EMNLP 2015)."""
+
+    dataset: str = "multiarith"
+
+
+@dataclass(frozen=True)
+class SingleEq(WordProblems):
+    """SingleEq (Koncel-Kedziorski et al., TACL 2015)."""
+
+    dataset: str = "singleeq"
 
 
 @dataclass(frozen=True)
