@@ -181,7 +181,8 @@ class _Bench:
         shown: int,
         cut: Cut,
     ):
-        self.reader, self.batches, self.shown, self.cut = reader, batches, shown, cut
+        self.reader, self.batches, self.shown = reader, batches, shown
+        self.cut: Cut = cut
         self.real = [batch.weight > 0 for batch in batches]
         self._needed = {(policy.name, budget): self._needs(policy, budget) for policy, budget in settings}
         self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
