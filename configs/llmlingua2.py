@@ -18,7 +18,7 @@ VARIANTS = ("rcp_math", "gsm8k")
 
 def get_config(variant: str = "rcp_math") -> ConfigDict:
     base = runpy.run_path(str(Path(__file__).with_name(f"{variant}.py")))["get_config"]("supervised")
-    c = ConfigDict({name: base[name] for name in ("task", "data", "model", "eval")})
+    c = ConfigDict({name: base[name] for name in ("task", "data", "model")})
     c.model.remat = True  # the labels' backward pass goes through the whole model
     c.scorer = {"kind": "llmlingua2", "layer": 4, "width": 64, "depth": 2, "heads": 2}
     c.budget = {"granularity": "token", "keep_rates": (0.25, 0.5)}
@@ -27,4 +27,5 @@ def get_config(variant: str = "rcp_math") -> ConfigDict:
     c.policy = {"updates": 4}
     c.optim = {"learning_rate": 1e-3, "warmup_steps": 10, "weight_decay": 0.01}
     c.train = {"steps": 48, "log_every": 1, "checkpoint_every": 4}
+    c.eval = {"keep_rates": (0.5, 0.25), "examples": 128, "batch_size": 8}
     return c

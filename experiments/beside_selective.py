@@ -40,7 +40,7 @@ LONGEST = 256  # tokens of a sentence, a static length
 INSTALL = "see the head of experiments/beside_selective.py for what to install"
 
 
-def spread(texts: Sequence[str], values: Sequence[float]) -> np.ndarray:
+def spread(texts: Sequence[str], values: Sequence[float] | np.ndarray) -> np.ndarray:
     """A value for every character of the texts that is not white space."""
     visible = [len(re.sub(r"\s", "", text)) for text in texts]
     return np.repeat(np.asarray(values, np.float64), visible)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.grid import Method, Table, chosen, parser_of, settings_of, trained
+from experiments.grid import Method, Table, chosen, drawn, parser_of, settings_of, trained
 from experiments.tables import run_table
 
 NAME = "cot_influx_main"
@@ -32,8 +32,9 @@ METHODS = (
     Method("selective", "selective", about="Selective Context, phrases"),
     Method("contrast", "contrast", about="LongLLMLingua's question-conditioned contrast"),
     Method("llmlingua", "llmlingua"),
-    Method("llmlingua2", "llmlingua2"),
+    trained("llmlingua2"),
     trained("cot_influx"),
+    drawn("cot_influx"),
     trained("ours"),
     Method("alone", "alone", about="reads the gold answer: candidates by what each alone does for it"),
     Method("greedy", "greedy", about="reads the gold answer: greedy search"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rcp.types import UserError
 LENGTHS = tuple(range(128, 16_384 + 1, 128))
 """Static lengths of prompts; a setting takes the smallest that holds all of its prompts."""
 READER = "smollm2-135m-instruct"
-RUNS = {"ours": "rcp_math", "cot_influx": "cot_influx"}
+RUNS = {"ours": "rcp_math", "cot_influx": "cot_influx", "llmlingua2": "llmlingua2"}
 """Methods that are trained: the config in configs/, and the folder under --runs, that they have."""
 
 
@@ -25,6 +25,7 @@ class Method:
     Attributes:
       name: in the table. policy: of `rcp.policies`.
       run: folder under --runs of a trained pruner, for the policy "ours". config, flags: what it is trained with.
+      draw: of a trained pruner, `eval.draw` of a config.
       task: keys of the task that this method changes.
       about: for the legend.
     """
@@ -34,8 +35,14 @@ class Method:
     run: str = ""
     config: str = ""
     flags: tuple[str, ...] = ()
+    draw: str = "budget"
     task: dict[str, Any] = field(default_factory=dict)
     about: str = ""
+
+    @property
+    def single(self) -> str | None:
+        """The key of its only column, where it heeds no budget."""
+        return {"none": "0", "full": "1"}.get(self.policy, None if self.draw == "budget" else "1")
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.Argumen
     add("--keep-tokens", type=integers, default=(256, 512), help="budgets in tokens (default: 256,512)")
     add("--keep-rates", type=numbers, default=(), help="budgets as fractions of the context's tokens")
     add("--decode", type=int, default=0, help="tokens to decode for exact match; 0: answer NLL alone (default)")
+    add("--max-answer", type=int, default=384, help="most tokens of a solution (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="prompts at a time (default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the reader (default: %(default)s)")
     add("--budget-minutes", type=float, help="stop measuring after so long and draw what there is; 0: only draw")
@@ -143,7 +151,7 @@ def word_problems(options: argparse.Namespace, dataset: str, shots: int, reader:
         task={"name": dataset, "shots": shots, **POOL},
         reader=reader,
         max_segments=shots,
-        max_answer=384,
+        max_answer=options.max_answer,
         examples=options.examples,
         keep_tokens=options.keep_tokens,
         keep_rates=options.keep_rates,
@@ -167,6 +175,13 @@ def settings_of(options: argparse.Namespace) -> tuple[Setting, ...]:
 def trained(name: str) -> Method:
     """The row of a method of `RUNS`."""
     return Method(name, "ours", RUNS[name], f"configs/{RUNS[name]}.py", about=f"trained by configs/{RUNS[name]}.py")
+
+
+def drawn(name: str) -> Method:
+    """The same run, its mask drawn instead of filled up to the budget."""
+    return replace(
+        trained(name), name=f"{name}_drawn", draw="sample", about=f"{name}, the mask drawn, without a budget"
+    )
 
 
 def chosen(methods: Sequence[Method], names: Sequence[str]) -> tuple[Method, ...]:

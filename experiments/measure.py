@@ -100,7 +100,7 @@ def _part(setting: Setting, methods: Sequence[Method], options: argparse.Namespa
     for work in works(methods, options.seeds):
         unknown = [method for method in work.methods if method.policy not in METHODS]
         for method in unknown:
-            needs[method.name].append(f"the method {method.policy!r}, which this version does not have")
+            needs[method.name].append(f"needs the method {method.policy!r}, which this version does not have")
         work = replace(work, methods=tuple(method for method in work.methods if method not in unknown))
         if not work.methods:
             continue
@@ -126,7 +126,7 @@ def works(methods: Sequence[Method], seeds: Sequence[int]) -> Iterator[Work]:
         for method in sorted(methods, key=lambda method: not method.run):
             policy = POLICIES.get(method.policy)
             if place == 0 or method.run or (policy is not None and policy.draws):
-                groups.setdefault(method.run or repr(method.task), []).append(method)
+                groups.setdefault(method.run + method.draw + repr(method.task), []).append(method)
         for group in groups.values():
             yield Work(tuple(group), seed)
 
@@ -150,13 +150,13 @@ def _measure(
     names = [digest(batch) for batch in batches]
     budgets = [budget.key for budget in make_budgets(batches, setting.keep_rates, setting.keep_tokens)]
 
-    def keys_of(policy: str) -> list[str]:
-        return budgets if POLICIES[policy].swept else ["0" if policy == "none" else "1"]
+    def keys_of(method: Method) -> list[str]:
+        return budgets if method.single is None else [method.single]
 
-    def done(policy: str) -> int:
-        return min(sum(cells[policy].holds(key, name) for name in names) for key in keys_of(policy))
+    def done(method: Method) -> int:
+        return min(sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method))
 
-    if any(done(policy) < len(names) for policy in cells):
+    if any(method.policy in cells and done(method) < len(names) for method in work.methods):
         print(f"{', '.join(method.name for method in work.methods)} (seed {work.seed}):", flush=True)
         try:
             measure(subject, batches, examples, policies, lambda policy: cells[policy.name], watch=clock.watch)
@@ -164,11 +164,11 @@ def _measure(
             pass
     for method in work.methods:
         if method.policy not in cells:
-            yield method, {}, "examples that say which of their segments are needed", ()
+            yield method, {}, "needs examples that say which of their segments are needed", ()
             continue
-        cell, count = cells[method.policy], done(method.policy)
-        pieces = {key: column for key in keys_of(method.policy) if (column := cell.column(key, names))}
-        missing = "" if count == len(names) else f"more time: {count} of {len(names)} batches are measured"
+        cell, count = cells[method.policy], done(method)
+        pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
+        missing = "" if count == len(names) else f"needs more time: {count} of {len(names)} batches are measured"
         yield method, pieces, missing, cell.devices
 
 
@@ -210,6 +210,7 @@ def cell_path(cells: Path, setting: Setting, method: Method, seed: int) -> Path:
     """Where a cell is kept; tables that have the same cell share it."""
     draws = method.policy in POLICIES and POLICIES[method.policy].draws
     name = f"{method.policy}-{method.run}" if method.run else method.name
+    name += f"_{method.draw}" if method.draw != "budget" else ""
     name += f"_seed{seed}" if seed and (draws or method.run) else ""
     name += f"_decode{setting.decode}" if setting.decode else ""
     return cells / setting.reader_label / setting.name / f"{name}.npz"

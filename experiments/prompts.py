@@ -48,7 +48,7 @@ def _filled(example: Example, tokenizer: Tokenizer, tokens: int) -> Example:
     for text in example.context:
         ids = tokenizer.encode(f"{text.strip()}\n\n")
         if len(ids) > room:
-            cut = tokenizer.decode(ids[: max(room - 1, 0)]).strip()
+            cut = tokenizer.decode(ids[: max(room - 2, 0)]).strip()  # the blank line has up to two
             kept += [f"{cut}\n\n"] if cut else []
             break
         kept.append(f"{text.strip()}\n\n")

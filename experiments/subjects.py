@@ -44,11 +44,11 @@ def subject_of(setting: Setting, work: Work, runs: Path) -> Subject:
         try:
             load_config(ROOT / first.config, first.flags)
         except UserError as error:
-            raise UserError(f"what this version cannot train: {error}") from None
-        raise UserError(f"a trained run: {command}")
+            raise UserError(f"needs what this version cannot train: {error}") from None
+        raise UserError(f"needs a trained run: {command}")
     reader = load_config(folder / "config.json").model.name
     if reader != setting.reader and Path(reader) != Path(setting.reader).absolute():
-        raise UserError(f"a run with the reader {setting.reader} ({folder} has {reader}): {command}")
+        raise UserError(f"needs a run with the reader {setting.reader} ({folder} has {reader}): {command}")
     return of_run(load_trained(folder, _flags(config)))
 
 
@@ -68,10 +68,11 @@ def _loaded(name: str, dtype: str) -> Pretrained:
 
 def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: int) -> Config:
     """What is evaluated, as a config. Word problems: as many examples as there are, where fewer than asked for."""
+    segments = max(setting.max_segments, method.task.get("shots", 0))
     values: dict[str, Any] = {
         "seed": seed,
         "task": {**setting.task, **method.task},
-        "data": {"lengths": LENGTHS, "max_segments": setting.max_segments, "max_answer": setting.max_answer},
+        "data": {"lengths": LENGTHS, "max_segments": segments, "max_answer": setting.max_answer},
         "model": {"name": setting.reader, "dtype": setting.dtype},
         "budget": {"granularity": "segment", "cut": "beginning"},
         "eval": {
@@ -82,6 +83,8 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
             "batch_size": setting.batch_size,
             "decode": setting.decode,
             "shown": 0,
+            "draw": method.draw,
+            "seed": 0 if method.draw == "budget" else seed,
         },
     }
     config = from_dict(values)
@@ -94,11 +97,11 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
 def _flags(config: Config) -> list[str]:
     """The flags that make a trained run's config evaluate what this one does: every field of its task among them."""
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
-    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "shown", "split")
+    data = ("lengths", "max_segments", "max_answer", "overlong")
+    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "samples", "shown", "split")
+    names += ("draw", "seed")
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
-    values |= {
-        f"data.{name}": getattr(config.data, name) for name in ("lengths", "max_segments", "max_answer", "overlong")
-    }
+    values |= {f"data.{name}": getattr(config.data, name) for name in data}
     values |= {f"eval.{name}": getattr(config.eval, name) for name in names}
     values |= {"model.dtype": config.model.dtype}
     return [f"--config.{key}={value!r}" for key, value in values.items()]

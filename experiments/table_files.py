@@ -14,10 +14,11 @@ from experiments.table_lines import Line, budgets_of, excludes_zero, lines_of, m
 from rcp.evaluate.tables import Grid, markdown_lines, print_grids
 
 METRICS = {"nll": "answer NLL, nats a token", "em": "exact match, decoded"}
+NAMES = {"published": "published exact match, %", "source": "source"}
 LEGEND = (
     "Brackets: 95 % bootstrap intervals over the problems, several seeds averaged within each. Differences are paired, "
-    "of the same problems; * marks those whose interval excludes 0. Published: exact match in per cent on the model "
-    "named, for orientation, from the source named."
+    "of the same problems; * marks those whose interval excludes 0. Published: on the model named, for "
+    "orientation, from the source named."
 )
 COSTS = (
     "prune: scoring, selecting and compacting; read: the reader's pass over prompt and gold answer; seconds a prompt. "
@@ -63,7 +64,7 @@ def grids(table: Table, part: Part, lines: Sequence[Line]) -> list[Grid]:
     if table.costs and any(line.value is not None for line in lines):
         mine = [line for line in lines if line.metric == "nll"]
         out.append(_grid(f"tokens kept, prune + read seconds, break-even tokens: {where}", part, mine, _cost))
-    return out
+    return [grid for grid in out if grid.lines]
 
 
 def _grid(
@@ -77,7 +78,8 @@ def _grid(
         texts = [cell(mine[budget]) if budget in mine else "" for budget in budgets]
         if any(texts) or (extra and first.published):
             body.append((method, *texts, *(getattr(first, name) for name in extra)))
-    return Grid(title, ("method", *(f"@ {budget}" for budget in budgets), *extra), tuple(body))
+    header = ("method", *(f"@ {budget}" for budget in budgets), *(NAMES[name] for name in extra))
+    return Grid(title, header, tuple(body))
 
 
 def _value(line: Line) -> str:
@@ -104,7 +106,7 @@ def needs(part: Part) -> list[str]:
     for row in part.rows:
         if row.needs:
             found.setdefault(row.needs, []).append(row.method.name)
-    return [f"- {', '.join(names)}: {'needs' if len(names) == 1 else 'need'} {text}" for text, names in found.items()]
+    return [f"- {', '.join(names)}: {text}" for text, names in found.items()]
 
 
 def markdown(name: str, table: Table, contents: Sequence[tuple[Part, Sequence[Grid]]]) -> str:

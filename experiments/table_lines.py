@@ -83,11 +83,7 @@ def lines_of(table: Table, part: Part, resamples: int) -> list[Line]:
 
 def at(row: Row, budget: str) -> Column | None:
     """The row's column at a budget; a method without one has a single column for all."""
-    return row.columns.get(budget, next((row.columns[key] for key in ("0", "1") if _unswept(row, key)), None))
-
-
-def _unswept(row: Row, key: str) -> bool:
-    return row.method.policy == {"0": "none", "1": "full"}[key] and key in row.columns
+    return row.columns.get(row.method.single or budget)
 
 
 def _line(
@@ -123,7 +119,7 @@ def _line(
         tokens_kept=float(column.kept.mean()),
         prune_seconds=column.prune_seconds,
         model_seconds=column.model_seconds,
-        break_even=break_even(column, cost),
+        break_even=None if row.method.policy in ("none", "full") else break_even(column, cost),
         **text,
     )
 

@@ -93,7 +93,7 @@ def test_rows_are_measured_on_the_same_problems(part: Part) -> None:
 def test_what_cannot_be_measured_says_what_it_needs(world: World, part: Part) -> None:
     runs, label = world.folder / "runs", part.setting.reader_label
     command = f"rcp train --config=configs/jsonl.py --workdir={runs}/absent-{label} --config.train.steps=3"
-    assert row(part, "other").needs.startswith(f"a trained run: {command} --config.model.name={world.reader}")
+    assert row(part, "other").needs.startswith(f"needs a trained run: {command} --config.model.name={world.reader}")
     assert f"--workdir={runs}/absent-{label}_seed1" in row(part, "other").needs
     assert "what this version cannot train: unknown config key config.scorer.colour" in row(part, "older").needs
     assert "'not_yet', which this version does not have" in row(part, "future").needs
@@ -116,7 +116,7 @@ def test_the_files_can_be_read(world: World, part: Part, capsys: pytest.CaptureF
     assert float(found["low"]) <= float(found["value"]) <= float(found["high"])
     difference = float(ours["value"]) - float(found["value"])
     assert float(found["difference"]) == pytest.approx(difference, abs=1e-4)
-    assert ours["difference"] == "" and by["other", ""]["needs"].startswith("a trained run")
+    assert ours["difference"] == "" and by["other", ""]["needs"].startswith("needs a trained run")
     assert by["full", "8 tokens"]["tokens_kept"] == by["full", "16 tokens"]["tokens_kept"]
     text = (out / "mine.md").read_text()
     assert "| **ours** |" in text and "- other: needs a trained run: rcp train" in text and "- shorter: uncompr" in text
@@ -142,7 +142,7 @@ def test_a_table_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patched:
         patched.setattr(measure.Clock, "watch", stop)
         half = world.part(f"--cells={tmp_path}", names=names)
-    assert row(half, "random").needs == "more time: 1 of 3 batches are measured" and row(half, "shorter").columns
+    assert row(half, "random").needs == "needs more time: 1 of 3 batches are measured" and row(half, "shorter").columns
     assert not row(half, "random").columns
     whole = world.part(f"--cells={tmp_path}", names=names)
     for name in names:
@@ -166,7 +166,9 @@ def test_a_stale_cell_is_measured_again(world: World, part: Part, tmp_path: Path
     cell.save()
     flags = (f"--cells={tmp_path}", "--budget-minutes=0")
     stale = world.part(*flags, names=("shorter", "full"))
-    assert row(stale, "shorter").needs == "more time: 0 of 3 batches are measured" and not row(stale, "full").needs
+    assert (
+        row(stale, "shorter").needs == "needs more time: 0 of 3 batches are measured" and not row(stale, "full").needs
+    )
     again = world.part(flags[0], names=("shorter", "full"))
     np.testing.assert_array_equal(
         row(again, "shorter").columns["8 tokens"].nll, row(part, "shorter").columns["8 tokens"].nll
