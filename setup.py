@@ -27,6 +27,7 @@ REQUIRES = [
     "huggingface-hub>=0.34",
     "jinja2>=3.1",
     "rank-bm25>=0.2.2",
+    "math-verify>=0.8,<0.10",  # answers that are no plain numbers; timeouts can be switched off since 0.8
     "rich>=13.7",
     "matplotlib>=3.9",
     "tensorboardX>=2.6.2",

@@ -5,8 +5,8 @@
 Candidates are drawn from GSM8K and MRD3 together. The measure is the NLL of the gold solution: this model solves almost
 none. Labels say how much each example helps when it stands alone; a warm start learns them, then draws at a quarter
 and at half of the tokens are rewarded for the solution's likelihood.
-Expect 1.203 nats a token at half the tokens, random shots 1.220, retrieval 1.217, full context 1.210; 25 minutes to
-train on 2 CPU cores, about as long to evaluate (experiments/results/gsm8k.md).
+Expect 1.203 nats a token at half the tokens, random shots 1.220, retrieval 1.217, perplexity 1.215, full context 1.210;
+train and table within the hour on 2 CPU cores (experiments/results/gsm8k.md).
 Variants: `configs/gsm8k.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the files of
 GSM8K and MRD3 (`rcp doctor` says where they are looked for).
 """

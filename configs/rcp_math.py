@@ -2,10 +2,10 @@
 
     rcp train --config=configs/rcp_math.py --workdir=runs/rcp_math && rcp eval --workdir=runs/rcp_math
 
-Candidates are drawn from GSM8K and MRD3 together. Labels say how much each helps the gold solution when it stands
-alone; a warm start learns them, then draws at both budgets are rewarded for the likelihood of the solution. The scorer
-is told the budget, so one run serves every budget. Not measured yet; configs/gsm8k.py is the same job with eight
-candidates.
+Candidates are drawn from GSM8K and MRD3 together. First every candidate of 320 training problems is judged by how much
+it helps the gold solution when it stands alone, once (`train.prepare`). A warm start learns these labels; then draws at
+both budgets are rewarded for the likelihood of the solution, beside the labels. The scorer sees the question and the
+budget, so one run serves every budget. The example that crosses the budget loses its beginning, for every method.
 Variants: `configs/rcp_math.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the files of
 GSM8K and MRD3 (`rcp doctor` says where they are looked for).
 """
@@ -30,18 +30,23 @@ def get_config(variant: str = "both") -> ConfigDict:
         "lengths": (2048, 2304),
         "max_segments": 16,
         "max_answer": 384,
-        "train_examples": 1600,
+        "train_examples": 320,
     }
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    c.scorer = {"kind": "pooled", "layer": 4, "width": 32, "budget": True}
-    c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (256, 512)}
+    c.scorer = {"kind": "pooled", "layer": 8, "width": 32, "budget": True}
+    c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (256, 512), "cut": "beginning"}
     supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.01}
     c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]
-    c.warm_start = {"steps": 24 if variant == "both" else 0, "objectives": supervised}
+    c.warm_start = {"steps": 100 if variant == "both" else 0, "objectives": supervised}
     c.labels = {"source": "alone", "sharpness": 2.0, "above": 0.5}
     c.policy = {"samples": 4, "updates": 4, "normalise": True, "clip": 0.5}
     c.reward = {"exact_match": 0.0, "likelihood": 1.0}
     c.optim = {"learning_rate": 1e-3, "warmup_steps": 10, "weight_decay": 0.01}
-    c.train = {"steps": {"both": 8, "rl": 60, "supervised": 32}[variant], "log_every": 1, "checkpoint_every": 4}
+    c.train = {
+        "steps": {"both": 16, "rl": 60, "supervised": 100}[variant],
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "prepare": variant != "rl",
+    }
     c.eval = {"keep_rates": (), "examples": 320, "batch_size": 8}
     return c

@@ -1,6 +1,6 @@
 """Every gradient estimator of `rcp.sampling` against the exact gradient of its own distribution.
 
-    python -m experiments.estimators [--output=runs/estimators] [--samples=16] [--repeats=5000] [--seeds=0,1,2]
+    rcp tables estimators [--output=runs/estimators] [--samples=16] [--repeats=5000] [--seeds=0,1,2]
 
 Two problems with a random reward of interacting tokens, R(z) = c + b.z + z.A.z / 2: a small one whose gradient is
 enumerated (all ordered draws, float64), and a large one whose gradient is the mean of a very large number of
@@ -184,7 +184,9 @@ def numbers(text: str) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and writes the report; exit code 2 where the arguments make no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="rcp tables estimators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/estimators"), help="folder of the cells and the report")
     add("--samples", type=int, default=16, help="draws of one estimate (default %(default)s)")

@@ -76,8 +76,10 @@ def _cell(row: Entry, digits: int) -> str:
     return f"{_number(row['value'], digits)} [{interval}]"
 
 
-def _number(value: float, digits: int) -> str:
-    """.123 and 1.000: without the zero before the point, as in a table of shares."""
+def _number(value: float | None, digits: int) -> str:
+    """.123 and 1.000: without the zero before the point, as in a table of shares. None is not available."""
+    if value is None:
+        return "n/a"
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text
 

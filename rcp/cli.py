@@ -96,9 +96,37 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run; the report goes to its eval/")
+    for name, text, choices in ENDPOINT_FLAGS:
+        parser.add_argument(f"--{name}", help=text, choices=choices)
+    parser.add_argument(
+        "--logprobs", action="store_true", default=None, help="ask the endpoint for the gold answers' likelihood too"
+    )
+
+
+ENDPOINT_FLAGS = (
+    ("reader", "openai: the pruned text is answered by another model, behind --base_url", ("model", "openai")),
+    ("base_url", "of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1", None),
+    ("reader_model", "its model (may be left out where it serves one)", None),
+    ("api", "completions sends the plain prompt (default), chat sends it as a message", ("completions", "chat")),
+    ("api_key_env", "the environment variable that holds the key (default OPENAI_API_KEY)", None),
+    ("concurrency", "requests at a time (default 8)", None),
+)
+"""Short forms of config.eval.reader and the keys of config.eval.endpoint: name, help, choices."""
+
+
+def endpoint_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The config flags that the short forms stand for."""
+    out = []
+    for name in (*(name for name, *_ in ENDPOINT_FLAGS), "logprobs"):
+        value = getattr(arguments, name)
+        if value is not None:
+            key = {"reader": "reader", "reader_model": "endpoint.model"}.get(name, f"endpoint.{name}")
+            out.append(f"--config.eval.{key}={value if name in ('concurrency', 'logprobs') else repr(value)}")
+    return out
 
 
 def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    overrides = [*endpoint_overrides(arguments), *overrides]
     from rcp.train.parallel import use_compile_cache
 
     use_compile_cache()
@@ -132,6 +160,24 @@ def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------- rcp tables
+
+
+def _tables_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the table; without it they are listed")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="of the table: rcp tables NAME --help")
+
+
+def _tables(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "experiments" / "tables.py").is_file():
+        raise UserError("the tables are in experiments/, which only a checkout has: git clone, pip install -e .")
+    sys.path.insert(0, str(checkout))
+    from experiments.tables import main as run_table
+
+    return run_table(arguments.name, arguments.flags)
+
+
 # ---------------------------------------------------------------------------------------------- rcp doctor
 
 
@@ -149,6 +195,7 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": Command("Train a pruner, or go on training it.", _train_arguments, _train, takes_config=True),
     "eval": Command("Compare a trained pruner with other methods.", _eval_arguments, _eval, takes_config=True),
+    "tables": Command("Measure a table of experiments/, or go on, and write it.", _tables_arguments, _tables),
     "prune": Command("Prune prompt files; their segments are separated by blank lines.", _prune_arguments, _prune),
     "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),
 }

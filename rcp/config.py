@@ -90,7 +90,7 @@ class ScorerSection:
     and whether padded positions count in the mean of a segment's logits.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx", "llmlingua2"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
@@ -104,12 +104,14 @@ class ScorerSection:
 class BudgetConfig:
     """How much of the context is kept. In training each example draws one of `keep_rates` (fractions of its context
     tokens) or of `keep_tokens` (numbers of them). Only one of the two may be set. Granularity "independent" has no
-    budget in training (see `rcp.nn.independent`); these are then the budgets of evaluation alone.
+    budget in training (see `rcp.nn.independent`); these are then the budgets of evaluation alone. `cut`: which end of
+    the segment that crosses the budget is dropped; a worked example without its beginning still ends with its answer.
     """
 
     granularity: Literal["token", "segment", "two_stage", "independent"] = "segment"
     keep_rates: tuple[float, ...] = (0.5,)
     keep_tokens: tuple[int, ...] | None = None
+    cut: Literal["end", "beginning"] = "end"
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,37 @@ class LabelConfig:
     """Where the keep-labels of the objective "bce" come from; see `rcp.train.labels`.
 
     "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
-    from a segment alone. The last two become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain standardised
-    within the example.
+    from a segment alone. "tokens": leave-one-out of single tokens to first order, which costs one backward pass; their
+    sums label the segments. All but the first become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain
+    standardised within the example.
     """
 
-    source: Literal["support", "leave_one_out", "alone"] = "support"
+    source: Literal["support", "leave_one_out", "alone", "tokens"] = "support"
     sharpness: float = 4.0
     above: float = 1.0
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Another vendor's model behind an OpenAI-compatible HTTP endpoint; see `rcp.endpoint.client`.
+
+    `base_url` is such as "http://127.0.0.1:8000/v1"; `model` may be left out where the endpoint serves one. `api`:
+    "completions" sends the plain prompt, "chat" sends it as a user's message. `api_key_env` names the environment
+    variable that holds the key (none is sent where it is not set). `concurrency`: requests at a time; `timeout`:
+    seconds a request; `retries`: how often a request that was refused for the moment is sent again. `max_new`: tokens
+    of an answer at most. `logprobs`: also ask how likely the gold answer is, where the endpoint echoes prompts with
+    log-probabilities.
+    """
+
+    base_url: str = ""
+    model: str = ""
+    api: Literal["completions", "chat"] = "completions"
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 6
+    max_new: int = 256
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +212,9 @@ class RewardConfig:
 
     `kind`: "additive" subtracts the last; "cot_influx" multiplies the sum of the first two by t / `window`, or by its
     inverse where it is above 1, t being the context tokens kept.
+
+    `reader` "openai" asks the model behind `endpoint` instead of our own for the exact match, and for the likelihood
+    where `endpoint.logprobs` is set. Each step then waits for the answers.
     """
 
     kind: Literal["additive", "cot_influx"] = "additive"
@@ -193,6 +222,8 @@ class RewardConfig:
     likelihood: float = 1.0
     length: float = 0.0
     window: int = 2048
+    reader: Literal["model", "openai"] = "model"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
 @dataclass(frozen=True)
@@ -218,12 +249,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`keep`: how many checkpoints are kept."""
+    """`keep`: how many checkpoints are kept. `prepare`: compute the keep-labels and what a "pooled" scorer reads, once,
+    for all of `data.train_examples`, in a stage before the others; the model must be frozen.
+    """
 
     steps: int = 1000
     log_every: int = 10
     checkpoint_every: int = 200
     keep: int = 2
+    prepare: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,11 +283,15 @@ class EvalConfig:
     given). `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
-    decoded greedily and the task judges the text.
+    decoded greedily and the task judges the text. With `samples` above 1, so many answers are drawn at `temperature`
+    from the likeliest tokens that reach `top_p`, and the answer that most of them give is judged (self-consistency).
+
+    `reader` "openai": the model behind `endpoint` answers, from the pruned text.
 
     `draw`: how a pruner of granularity "independent" decides. "budget": the best of its scores at each budget;
     "sample": a draw, seeded by `seed` (as CoT-Influx evaluates); "likely": what it keeps with probability above 1/2.
-    The last two know no budget.
+    The last two know no budget. `runs`: workdirs of other runs on the same reader that are compared too, by the names
+    of their rows.
     """
 
     keep_rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -264,9 +302,15 @@ class EvalConfig:
     bootstrap: int = 1000
     shown: int = 8
     decode: int = 0
+    samples: int = 1
+    temperature: float = 0.7
+    top_p: float = 1.0
+    reader: Literal["model", "openai"] = "model"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     draw: Literal["budget", "sample", "likely"] = "budget"
     seed: int = 0
     split: Literal["train", "validation", "test"] = "test"
+    runs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rcp.config import METHODS, OBJECTIVES, BudgetConfig, Config
+from rcp.config import METHODS, OBJECTIVES, BudgetConfig, Config, EndpointConfig
 from rcp.types import UserError
 
 
@@ -51,10 +51,15 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             raise UserError(
                 f"unknown method {name!r} in config.eval.methods{where('eval.methods')}{nearest(name, METHODS)}"
             )
+    for name in config.eval.runs:
+        if name in METHODS:
+            written = where(f"eval.runs.{name}")
+            raise UserError(f"config.eval.runs.{name}{written}: {name} is a method's name; call the run something else")
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
-        "eval.bootstrap model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
+        "eval.bootstrap eval.samples "
+        "model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
         "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature scorer.positions reward.window "
         "data.phases data.repeats"
     )
@@ -74,6 +79,9 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         lengths = _get(config, key)
         ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
         need(ascending, key, "ascending, above 0")
+    if config.train.prepare:
+        need(config.model.train == "frozen", "model.train", '"frozen" where train.prepare is set')
+        need(config.data.train_examples is not None, "data.train_examples", "a number where train.prepare is set")
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
     if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
@@ -89,6 +97,14 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)
+    need(config.eval.temperature >= 0, "eval.temperature", "0 or more")
+    need(0 < config.eval.top_p <= 1, "eval.top_p", "in (0, 1]")
+    need(config.eval.samples == 1 or config.eval.temperature > 0, "eval.temperature", "above 0 where eval.samples > 1")
+    judged = config.eval.samples == 1 or config.eval.decode > 0 or config.eval.reader == "openai"
+    need(judged, "eval.decode", "above 0 where eval.samples > 1: so many tokens are decoded")
+    for section in ("eval", "reward"):
+        if _get(config, f"{section}.reader") == "openai":
+            _check_endpoint(_get(config, f"{section}.endpoint"), f"{section}.endpoint", need)
     p = config.parallel
     need(p.num_processes > 0, "parallel.num_processes", "above 0")
     need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")
@@ -97,6 +113,16 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     need(not (p.distributed and p.coordinator), "parallel.distributed", "false where parallel.coordinator is given")
     sharded_pmap = p.shard_params and p.mode == "pmap"
     need(not sharded_pmap, "parallel.shard_params", 'false unless parallel.mode is "mesh"')
+
+
+def _check_endpoint(endpoint: EndpointConfig, key: str, need: Callable[[bool, str, str], None]) -> None:
+    url = endpoint.base_url
+    fine = url.startswith(("http://", "https://")) and bool(url.partition("://")[2].strip("/"))
+    need(fine, f"{key}.base_url", 'an address such as "http://127.0.0.1:8000/v1" where the reader is "openai"')
+    for name in ("concurrency", "timeout", "max_new"):
+        need(getattr(endpoint, name) > 0, f"{key}.{name}", "above 0")
+    need(endpoint.retries >= 0, f"{key}.retries", "0 or more")
+    need(not (endpoint.logprobs and endpoint.api == "chat"), f"{key}.logprobs", 'false where api is "chat"')
 
 
 def _get(config: Config, key: str) -> Any:

@@ -32,8 +32,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
       overrides: flags of the form "--config.a.b=value" (or "a.b=value"), later ones win. Where "task.name" names
         another task than the file does, the file's other keys of the task section are dropped.
 
-    Paths (`task.path`, `task.*_path`, a file or folder as `model.name`) are relative to the folder that the command
-    runs in and come back absolute, so that a saved config means the same files everywhere.
+    Paths (`task.path`, `task.*_path`, `eval.runs`, a file or folder as `model.name`) are relative to the folder that
+    the command runs in and come back absolute, so that a saved config means the same files everywhere.
 
     Raises:
       UserError: no such file, an unknown key (the nearest is named), a value of the wrong type or out of range.
@@ -147,6 +147,8 @@ def _make_absolute(values: dict[str, Any]) -> None:
         for key, value in task.items():
             if (key == "path" or key.endswith("_path")) and isinstance(value, str) and value:
                 task[key] = absolute(value)
+    runs = section(section(values, "eval"), "runs")
+    runs.update({name: absolute(folder) for name, folder in runs.items() if isinstance(folder, str)})
     model = section(values, "model")
     name = model.get("name")
     if isinstance(name, str) and ("/" in name or name.endswith(".gguf")) and Path(name).expanduser().exists():
@@ -161,7 +163,10 @@ def _flat_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep", "eval.", "parallel.", "model.remat")
+MAY_CHANGE = (
+    *("train.log_every", "train.checkpoint_every", "train.keep", "eval.", "parallel.", "model.remat"),
+    *(f"reward.endpoint.{key}" for key in ("base_url", "api_key_env", "concurrency", "timeout", "retries")),
+)
 """Keys that a resumed run may change, besides a larger `train.steps`: none changes a number beyond rounding."""
 
 

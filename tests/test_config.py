@@ -139,6 +139,10 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("parallel.num_processes=2", r"config.parallel.coordinator .* should be .host:port. of process 0, not None"),
         ("parallel.coordinator=here", r"config.parallel.coordinator .* should be .host:port."),
         ("parallel.process_id=1", r"config.parallel.process_id .* below parallel.num_processes"),
+        ("eval.samples=5", r"config.eval.decode .* should be above 0 where eval.samples > 1"),
+        ("eval.top_p=0.", r"config.eval.top_p .* should be in \(0, 1\]"),
+        ("eval.reader=openai", r"config.eval.endpoint.base_url .* should be an address such as .http"),
+        ("reward.reader=openai", r"config.reward.endpoint.base_url .* should be an address such as .http"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(path, flag, message):

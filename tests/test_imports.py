@@ -14,7 +14,7 @@ BASE = {"types", "sampling"}
 LOWER = BASE | {"nn", "objectives", "policies", "data", "pretrained"}
 CONFIG = {"config", "config_check", "config_fill", "config_file", "config_saved"}
 TRAIN = LOWER | CONFIG
-UPPER = TRAIN | {"train", "infer", "evaluate"}
+UPPER = TRAIN | {"train", "infer", "evaluate", "endpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "sampling": set(),
@@ -23,14 +23,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_fill": {"types", "config", "config_check"},
     "config_file": {"types", "config", "config_check", "config_fill"},
     "config_saved": {"types"} | CONFIG,
+    "endpoint": {"types", "config"},
     "nn": BASE,
     "objectives": BASE,
     "data": {"types"},
     "pretrained": BASE | {"nn"},
     "policies": BASE | {"nn"},
-    "train": TRAIN,
+    "train": TRAIN | {"endpoint"},
     "infer": TRAIN | {"train"},
-    "evaluate": TRAIN | {"train", "infer"},
+    "evaluate": TRAIN | {"train", "infer", "endpoint"},
     "cli": UPPER | {"doctor"},
     "doctor": UPPER,
     "__main__": {"cli"},

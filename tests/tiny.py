@@ -74,6 +74,7 @@ def tiny_scorer(kind: str = "standalone", depth: int = 1, seed: int = 0, budget:
     """A random scorer whose scores are of order 1, so that subsets are not all alike."""
     inputs = VOCABULARY if kind == "standalone" else 16
     scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget), nnx.Rngs(seed))  # pyright: ignore
-    for head in (scorer.token_head, scorer.segment_head):
-        head[...] = head[...] * 30
+    for name in ("token_head", "segment_head"):
+        if (head := getattr(scorer, name, None)) is not None:
+            head[...] = head[...] * 30
     return scorer

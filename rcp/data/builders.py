@@ -3,8 +3,9 @@
     builder = builders.prepare("gsm8k")                       # raw files: see rcp.data.sources
     source = builder.as_data_source(split="train")            # random access; grain.MapDataset.source(source)
 
-`gsm8k`, `svamp`, `addsub` and `mrd3` hold the published rows; `facts`, `chain`, `reasoning_gym` and `jsonl` hold
-examples of those tasks, generated or read once. TFDS is imported with this module, so import it only where it is used.
+`gsm8k`, `svamp`, `addsub`, `multiarith`, `singleeq` and `mrd3` hold the published rows; `facts`, `chain`,
+`reasoning_gym` and `jsonl` hold examples of those tasks, generated or read once. TFDS is imported with this module, so
+import it only where it is used.
 """
 
 from __future__ import annotations
@@ -74,6 +75,20 @@ class RcpAddsub(_ProblemBuilder, skip_registration=True):
     MANUAL_DOWNLOAD_INSTRUCTIONS = sources.SOURCES["addsub"].get
 
 
+class RcpMultiarith(_ProblemBuilder, skip_registration=True):
+    """MultiArith, all rows as test."""
+
+    SOURCE = "multiarith"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = sources.SOURCES["multiarith"].get
+
+
+class RcpSingleeq(_ProblemBuilder, skip_registration=True):
+    """SingleEq, all rows as test."""
+
+    SOURCE = "singleeq"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = sources.SOURCES["singleeq"].get
+
+
 class RcpMrd3(_ProblemBuilder, skip_registration=True):
     """MRD3, variant revise_difficulty."""
 
@@ -123,6 +138,8 @@ _PROBLEMS: dict[str, type[_ProblemBuilder]] = {
     "gsm8k": RcpGsm8k,
     "svamp": RcpSvamp,
     "addsub": RcpAddsub,
+    "multiarith": RcpMultiarith,
+    "singleeq": RcpSingleeq,
     "mrd3": RcpMrd3,
 }
 
@@ -138,7 +155,7 @@ def prepare(
     """A builder whose data are on disk, generated at the first call.
 
     Args:
-      name: gsm8k, svamp, addsub, mrd3, facts, chain, reasoning_gym or jsonl.
+      name: gsm8k, svamp, addsub, multiarith, singleeq, mrd3, facts, chain, reasoning_gym or jsonl.
       task: the task whose examples the last four store (default: with its default fields; jsonl has to have a path).
       counts: how many examples of each split those store at most (default: 1,000 of each).
       data_dir: where prepared data are kept (default: that of TFDS, ~/tensorflow_datasets or $TFDS_DATA_DIR).

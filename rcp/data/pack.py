@@ -27,6 +27,7 @@ class EncodedExample:
       index: number of the example in its dataset.
       group: number of the example's group.
       uid: its name in messages.
+      numbers: of the segments in the example as text, where some were left out; None: all are there.
     """
 
     instruction: np.ndarray
@@ -38,12 +39,17 @@ class EncodedExample:
     index: int = 0
     group: int = 0
     uid: str = ""
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def fixed(self) -> int:
+        """Tokens that are read whatever is pruned: of instruction, question and answer."""
+        return len(self.instruction) + len(self.question) + len(self.answer)
 
     @property
     def length(self) -> int:
         """Tokens of the whole prompt, answer included."""
-        pieces = (self.instruction, *self.context, self.question, self.answer)
-        return sum(len(piece) for piece in pieces)
+        return self.fixed + sum(len(segment) for segment in self.context)
 
 
 def encode(example: Example, tokenizer: Tokenizer, *, index: int = 0, group: int = 0) -> EncodedExample:
@@ -143,6 +149,7 @@ def drop_segments(example: EncodedExample, length: int, segments: int) -> Encode
         context=tuple(example.context[s] for s in keep),
         forced=tuple(example.forced[s] for s in keep),
         support=example.support[keep],
+        numbers=tuple(keep),
     )
     check_fits(example, length, segments)
     return example

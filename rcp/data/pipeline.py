@@ -71,7 +71,7 @@ class TrainPipeline(Iterator[Batch]):
     Args:
       encoded: the examples of an epoch; may be shared.
       batch_size: rows of a batch over all processes; batches run over the ends of epochs, so every one is full.
-      seed: of the order.
+      seed: of the order. ordered: no shuffling, and examples whose pruned prompts will be about as long together.
       phases, repeats: the examples of an epoch in so many consecutive parts, as equal as can be; each is gone over
         `repeats` times, in a new order each time, before the next begins. With a task whose examples are ordered by
         difficulty this is a curriculum. An epoch then has every example `repeats` times.
@@ -85,7 +85,7 @@ class TrainPipeline(Iterator[Batch]):
         *,
         batch_size: int,
         seed: int,
-        shuffle: bool = True,
+        ordered: bool = False,
         phases: int = 1,
         repeats: int = 1,
         shard: tuple[int, int] = (0, 1),
@@ -99,9 +99,9 @@ class TrainPipeline(Iterator[Batch]):
         if phases > len(encoded):
             raise UserError(f"config.data.phases = {phases}: expected at most the {len(encoded)} training examples")
         ends = [len(encoded) * phase // phases for phase in range(phases + 1)]
-        parts = [grain.MapDataset.range(*ends[i : i + 2]).seed(seed + i) for i in range(phases)]
-        if shuffle:
-            parts = [part.shuffle() for part in parts]
+        parts = [grain.MapDataset.range(*ends[i : i + 2]).seed(seed + i).shuffle() for i in range(phases)]
+        if ordered:
+            parts = [grain.MapDataset.source(by_fixed_length([encoded[i] for i in range(len(encoded))]))]
         if phases * repeats > 1:
             parts = [grain.MapDataset.concatenate([part.repeat(repeats) for part in parts])]
         dataset = parts[0].repeat(None)
@@ -128,6 +128,14 @@ class TrainPipeline(Iterator[Batch]):
         self._iterator.set_state(state if isinstance(state, dict) else json.loads(state))
 
 
+def by_fixed_length(examples: Sequence[EncodedExample]) -> list[int]:
+    """Their places in the order of the tokens that no pruning takes away.
+
+    Prompts pruned to one budget are then about as long within a batch, and little of a static length is padding.
+    """
+    return sorted(range(len(examples)), key=lambda place: examples[place].fixed)
+
+
 def eval_batches(
     task: Task,
     tokenizer: Tokenizer,
@@ -140,9 +148,10 @@ def eval_batches(
     max_answer: int | None = None,
     overlong: Overlong = "error",
 ) -> tuple[list[Batch], list[Example]]:
-    """The first `count` examples in order, in batches of one length (the smallest that holds them all: one compile).
+    """The first `count` examples, in batches of one length (the smallest that holds them all: one compile).
 
-    The last batch is filled up with rows of weight 0. Also returns the examples, whose order is that of the rows.
+    They come in the order of `by_fixed_length`; the last batch is filled up with rows of weight 0. Also returns the
+    examples, `examples[i]` that of the rows of index i.
     """
     encoded = EncodedTask(
         task,
@@ -157,6 +166,7 @@ def eval_batches(
     rows = [encoded[i] for i in range(len(encoded))]
     length = bucket(max(row.length for row in rows), encoded.lengths)
     assert length is not None
-    parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    order = by_fixed_length(rows)
+    parts = [[rows[i] for i in order[at : at + batch_size]] for at in range(0, len(rows), batch_size)]
     batches = [encoded.collate(part, length, batch_size) for part in parts]
     return batches, [encoded.examples[i] for i in range(len(rows))]

@@ -1,7 +1,7 @@
 """The published word problems: where their files are looked for, and one reader for each format.
 
-Licences: GSM8K, SVAMP and MRD3 are MIT. AddSub is from Hosseini et al., EMNLP 2014, in the JSON form that
-MAWPS-based evaluations use.
+Licences: GSM8K, SVAMP and MRD3 are MIT. AddSub (Hosseini et al., EMNLP 2014), MultiArith (Roy and Roth, EMNLP 2015) and
+SingleEq (Koncel-Kedziorski et al., TACL 2015) come in the JSON form that MAWPS-based evaluations use.
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ SOURCES: dict[str, Source] = {
     "addsub": Source(
         {"test": "addsub.json"},
         f"curl -L -o addsub.json {_RAW}/kojima-takeshi188/zero_shot_cot/main/dataset/AddSub/AddSub.json",
+    ),
+    "multiarith": Source(
+        {"test": "multiarith.json"},
+        f"curl -L -o multiarith.json {_RAW}/kojima-takeshi188/zero_shot_cot/main/dataset/MultiArith/MultiArith.json",
+    ),
+    "singleeq": Source(
+        {"test": "singleeq.json"},
+        f"curl -L -o singleeq.json {_RAW}/kojima-takeshi188/zero_shot_cot/main/dataset/SingleEq/questions.json",
     ),
     "mrd3": Source(
         {"train": "mrd3_revise_difficulty.json"},
@@ -164,7 +172,7 @@ def _svamp(row: dict[str, Any], where: str) -> Problem:
     if body[-1] not in ".!?,":
         body, question = body + ",", question[0].lower() + question[1:]  # "If he had 4, how much ..."
     answer = _number(row.get("Answer"), where, "Answer")
-    return Problem(f"{body} {question}", f"The answer is {answer}.", answer, where)
+    return Problem(f"{body} {question}", equation_solution(row.get("Equation"), answer), answer, where)
 
 
 def _addsub(row: dict[str, Any], where: str) -> Problem:
@@ -173,7 +181,34 @@ def _addsub(row: dict[str, Any], where: str) -> Problem:
     if not isinstance(solutions, list) or not solutions:
         raise UserError(f"{where}: expected 'lSolutions' to be a list with the answer")
     answer = _number(solutions[0], where, "lSolutions")
-    return Problem(question, f"The answer is {answer}.", answer, where)
+    equations = row.get("lEquations") or [None]
+    return Problem(question, equation_solution(_spaced(equations[0]), answer), answer, where)
+
+
+def _spaced(equation: object) -> object:
+    """From "x=(4.0+5.0)*3.0", as MultiArith and SingleEq write, to AddSub's "X = ( 4.0 + 5.0 ) * 3.0"."""
+    if not isinstance(equation, str):
+        return equation
+    return " ".join(re.sub(r"([-+*/=()])", r" \1 ", equation).upper().split())
+
+
+def equation_solution(equation: object, answer: str) -> str:
+    """The published equation as a worked solution: "70 - 27 = 43. The answer is 43."
+
+    "( 76.0 - 25.0 )" and "X = 70 - 27" are the forms that occur; one that has its unknown elsewhere stays as it is
+    ("18 + X = 40, so X = 22."), and what is no equation is left out.
+    """
+    conclusion = f"The answer is {answer}."
+    if not isinstance(equation, str) or equation.count("=") > 1:
+        return conclusion
+    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(equation.split()))
+    if "X" in text and not text.startswith("X = "):
+        return f"{text}, so X = {answer}. {conclusion}"
+    text = text.removeprefix("X = ")
+    if text.startswith("( ") and text.endswith(" )"):
+        text = text[2:-2]
+    text = text.replace("( ", "(").replace(" )", ")")
+    return f"{text} = {answer}. {conclusion}" if re.search(r"[-+*/]", text) else conclusion
 
 
 def _mrd3(row: dict[str, Any], where: str) -> Problem:
@@ -200,4 +235,11 @@ def _number(value: Any, where: str, key: str) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
 
-_READERS = {"gsm8k": _gsm8k, "svamp": _svamp, "addsub": _addsub, "mrd3": _mrd3}
+_READERS = {
+    "gsm8k": _gsm8k,
+    "svamp": _svamp,
+    "addsub": _addsub,
+    "multiarith": _addsub,
+    "singleeq": _addsub,
+    "mrd3": _mrd3,
+}

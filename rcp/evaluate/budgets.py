@@ -31,6 +31,11 @@ class Budget:
             return jnp.minimum(self.tokens, context_tokens(batch)).astype(jnp.int32)
         return budget_of_rate(batch, self.rate)
 
+    @property
+    def key(self) -> str:
+        """Names the budget in stored results. With `tokens` it is the same for any examples, which `rate` is not."""
+        return f"{self.rate:g}" if self.tokens is None else f"{self.tokens} tokens"
+
     def __str__(self) -> str:
         return f"{self.rate:g}" if self.tokens is None else f"{self.rate:g} ({self.tokens} tokens)"
 

@@ -32,6 +32,7 @@ summary { cursor: pointer; } small { font-weight: normal; }
 def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str = "ours") -> str:
     """The page: for each shown example, what every setting kept; `first`'s settings open, the others folded."""
     exact = "decoded and judged by the task" if results.decoded else "every token of the gold answer is the likeliest"
+    exact = results.how or exact
     body = [
         "<h1>What was kept</h1>",
         "<p><span class=kept>kept</span> <span class=dropped>dropped</span> "
@@ -48,7 +49,7 @@ def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str
             verdict = "<span class=yes>answered</span>" if results.em[i, number] else "<span class=no>missed</span>"
             head = (
                 f"{escape(method)} at {rate:g} <small>{results.kept[i, number]} of {results.context[number]} context "
-                f"tokens; answer NLL {results.nll[i, number]:.2f}; {verdict}</small>"
+                f"tokens;{_likelihood(results.nll[i, number])} {verdict}</small>"
             )
             text = f"<p class=prompt>{marked(shown, shown.keep[i], decode)}</p>"
             opened = " open" if method == first else ""
@@ -60,6 +61,10 @@ def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _likelihood(nll: float) -> str:
+    return "" if np.isnan(nll) else f" answer NLL {nll:.2f};"
 
 
 def marked(shown: Shown, keep: np.ndarray, decode: Callable[[Sequence[int]], str]) -> str:

@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rcp.evaluate.tables import METRICS, UNSWEPT, Row, groups_of
 
 COLOURS = {
@@ -63,6 +65,8 @@ def figure(entries: Sequence[Row]) -> Any:
             axis = axes[line][column]
             chosen = [row for row in entries if row.group == group and row.metric == metric]
             _draw(axis, chosen)
+            if chosen and all(np.isnan(row.value) for row in chosen):
+                axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
             if metric == "em":  # shares: 0 stands near the bottom, also where nothing is above it
                 axis.set_ylim(-0.03, max(axis.get_ylim()[1], 0.2))
             axis.set_title(f"{group} (n = {chosen[0].n})" if chosen else group, fontsize=10, loc="left")

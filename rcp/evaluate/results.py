@@ -22,6 +22,7 @@ class Results:
       nll: float [R, n], negative log-likelihood of the gold answer in nats, mean over its tokens.
       em: bool [R, n], exact match; `decoded` says whether answers were decoded and judged, or teacher-forced.
       prune_seconds, model_seconds: float [R], mean seconds an example for scoring and dropping, and for the reader.
+      how: what exact match is here, in words, where `decoded` does not say enough.
       compiles: how many times the reader was compiled.
       groups: names of the group numbers.
       shown: the first examples with what each setting kept, for the page.
@@ -38,6 +39,7 @@ class Results:
     prune_seconds: np.ndarray
     model_seconds: np.ndarray
     decoded: bool = False
+    how: str = ""
     compiles: int = 0
     groups: tuple[str, ...] = ("",)
     shown: tuple[Shown, ...] = ()

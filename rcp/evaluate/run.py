@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from rcp.data.pipeline import eval_batches
+from rcp.config import Config
+from rcp.data.text import Texts
+from rcp.endpoint.client import Client
 from rcp.evaluate import page, plots, tables
-from rcp.evaluate.answers import by_decoding
+from rcp.evaluate.answers import by_decoding, decoding_of
 from rcp.evaluate.budgets import forced_over, make_budgets
+from rcp.evaluate.cells import Cell, open_cell
 from rcp.evaluate.lengths import longest
+from rcp.evaluate.outside import Outside
 from rcp.evaluate.results import Results
+from rcp.evaluate.subject import Subject, learned, of_run
 from rcp.evaluate.sweep import Reader, sweep
 from rcp.infer.trained import load_trained
 from rcp.nn.pruner import exact
@@ -33,7 +37,7 @@ from rcp.policies import (
     Policy,
     Selective,
 )
-from rcp.types import Batch, Role, UserError
+from rcp.types import Batch, Example, Role, UserError
 
 FILES = (
     "report.json",
@@ -57,15 +61,17 @@ def make_policies(
     *,
     model: Any,
     decode: Callable[[Sequence[int]], str],
-    ours: Learned,
+    ours: Learned | None,
 ) -> list[Policy]:
     """The policies named, in that order. Left out with a word on the terminal: the oracle where no example has support.
 
     Raises:
-      UserError: an unknown method.
+      UserError: an unknown method, or "ours" where there is none.
     """
     if unknown := [method for method in methods if method not in POLICIES]:
         raise UserError(f"config.eval.methods: no method {unknown[0]!r}; expected some of {', '.join(POLICIES)}")
+    if "ours" in methods and ours is None:
+        raise UserError("config.eval.methods: 'ours' needs a trained run")
     if "oracle" in methods and not any((batch.support == 1).any() for batch in batches):
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
@@ -80,11 +86,11 @@ def make_policies(
         return longest(batches, (Role.INSTRUCTION, Role.QUESTION, Role.ANSWER), count)
 
     steps = range(1, GREEDY + 1)
+    trained = {"ours": lambda: ours} if ours is not None else {}
     made: dict[str, Callable[[], Policy]] = {
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
         "bm25": lambda: Bm25(decode),
-        "ours": lambda: ours,
         "embedding": lambda: Embedding.of(model, length=piece()),
         "mmr": lambda: Mmr.of(model, length=piece()),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
@@ -92,8 +98,29 @@ def make_policies(
         "selective": lambda: Selective.of(model, decode=decode),
         "alone": lambda: Alone.of(model, length=with_segments(1), max_answer=answer()),
         "greedy": lambda: Greedy.of(model, lengths=tuple(map(with_segments, steps)), max_answer=answer()),
+        **trained,
     }
     return [made[method]() for method in methods]
+
+
+def other_runs(config: Config) -> list[Policy]:
+    """The pruners of `eval.runs`, each under its name and at the granularity it was trained at.
+
+    Raises:
+      UserError: as in `load_trained`; a run on another reader.
+    """
+
+    def reader(config: Config) -> str:
+        """Whose tokens the batches hold: those of a published model, or of the task."""
+        return config.model.name if config.model.name != "scratch" else f"scratch, task {config.task.name}"
+
+    policies = []
+    for name, workdir in config.eval.runs.items():
+        trained = load_trained(workdir)
+        if (its := reader(trained.config)) != reader(config):
+            raise UserError(f"config.eval.runs.{name}: the reader of {workdir} is {its}: expected {reader(config)}")
+        policies.append(learned(trained, name=name, granularity=trained.config.budget.granularity))
+    return policies
 
 
 def write_report(
@@ -107,66 +134,102 @@ def write_report(
     tables.write_table(folder / "report", tables.overall(rows))
     tables.write_table(folder / "groups", [asdict(row) for row in rows])
     tables.write_table(folder / "paired", [asdict(difference) for difference in paired])
-    (folder / "report.md").write_text(tables.markdown(rows, decoded=results.decoded), encoding="utf-8")
+    (folder / "report.md").write_text(tables.markdown(rows, decoded=results.how or results.decoded), encoding="utf-8")
     plots.write(folder / "report.png", rows)
     page.write(folder / "kept.html", results, decode)
-    tables.print_console(rows, decoded=results.decoded)
+    tables.print_console(rows, decoded=results.how or results.decoded)
     return rows
 
 
-def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
-    """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
+def policies_of(subject: Subject, batches: Sequence[Batch]) -> list[Policy]:
+    """The methods that the subject's config names; see `make_policies`."""
+    return make_policies(
+        subject.config.eval.methods,
+        batches,
+        model=subject.model_of(subject.weights),
+        decode=subject.tokenizer.decode,
+        ours=subject.ours,
+    )
 
-    Args:
-      workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
 
-    Raises:
-      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples.
+def measure(
+    subject: Subject,
+    batches: Sequence[Batch],
+    examples: Sequence[Example],
+    policies: Sequence[Policy],
+    cell_of: Callable[[Policy], Cell],
+    *,
+    host: Outside | None = None,
+    watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
+) -> Results:
+    """Compares the policies on the subject's examples, as its config says; `cell_of` and `watch` as in `sweep`.
+
+    `host`: a reader that takes the place of the subject's own.
     """
-    trained = load_trained(workdir, overrides)
-    config, task, tokenizer = trained.config, trained.build.task, trained.build.tokenizer
-    batches, examples = eval_batches(
-        task,
-        tokenizer,
-        config.eval.split,
-        config.eval.examples,
-        batch_size=config.eval.batch_size,
-        lengths=config.data.lengths,
-        max_segments=config.data.max_segments,
-        max_answer=config.data.max_answer,
-        overlong=config.data.overlong,
+    config = subject.config
+    if config.eval.reader == "openai" and host is None:
+        raise UserError('config.eval.reader is "openai": here the model itself reads; rcp eval asks an endpoint')
+    keep_tokens = config.eval.keep_tokens or config.budget.keep_tokens or ()
+    print(
+        f"{len(examples)} examples of the {config.eval.split} split, prompts padded to "
+        f"{batches[0].tokens.shape[1]} tokens"
     )
-    ours = Learned(
-        score=jax.jit(trained.score),
-        params=trained.weights,
-        told=config.scorer.budget,
-        draw=config.eval.draw,
-        seed=config.eval.seed,
-    )
-    policies = make_policies(config.eval.methods, batches, model=trained.model, decode=tokenizer.decode, ours=ours)
-    length, keep_tokens = batches[0].tokens.shape[1], config.eval.keep_tokens or config.budget.keep_tokens or ()
-    print(f"{len(examples)} examples of the {config.eval.split} split, prompts padded to {length} tokens")
-    judge = None
-    if config.eval.decode:
-        model_of = trained.build.networks.model_of
-        judge = by_decoding(
-            lambda weights: model_of(*weights), tokenizer, task.check, examples, max_new=config.eval.decode
-        )
+    judge, decoding = None, decoding_of(config, subject.task)
+    if config.eval.decode and host is None:
+        judge = by_decoding(subject.model_of, subject.tokenizer, subject.task.check, examples, decoding)
     if said := forced_over(batches, make_budgets(batches, config.eval.keep_rates, keep_tokens)):
         print(said)
     results = sweep(
         batches,
         policies,
-        Reader(trained.read, trained.weights, judge),
+        Reader(subject.read, subject.weights, judge, host),
         keep_rates=config.eval.keep_rates,
         keep_tokens=keep_tokens,
         granularity=exact(config.budget.granularity),
+        cut=config.budget.cut,
         seed=config.seed,
-        groups=task.groups or ("",),
+        groups=subject.task.groups or ("",),
         shown=config.eval.shown,
         progress=print,
+        cell_of=cell_of,
+        watch=watch,
     )
-    folder = Path(workdir) / "eval"
-    rows = write_report(folder, results, tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
-    print(f"the report is in {folder} (the reader was compiled {results.compiles} time for all settings)")
+    return replace(results, how=str(decoding)) if results.decoded else results
+
+
+def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
+    """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
+
+    What each method found is kept in `workdir/eval/cells` as it is found, and not computed again. With a reader behind
+    an endpoint the folder is `workdir/eval_endpoint`, which also holds all its answers.
+
+    Args:
+      workdir: of a training run. overrides: flags such as "--config.eval.examples=50".
+
+    Raises:
+      UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples; a run of `eval.runs`
+        that cannot be compared.
+    """
+    subject = of_run(load_trained(workdir, overrides))
+    config, host, folder = subject.config, None, Path(workdir) / "eval"
+    batches, examples = subject.examples()
+    if config.eval.reader == "openai":
+        folder = Path(workdir) / "eval_endpoint"
+        client = Client(config.eval.endpoint, folder / "requests.jsonl")
+        texts, decoding = Texts(subject.encoded(), subject.tokenizer), decoding_of(config, subject.task)
+        host = Outside(client, texts, subject.task.check, decoding)
+
+    def cell_of(policy: Policy) -> Cell:
+        served = {"endpoint.model": host.client.model} if host is not None else {}
+        return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
+
+    config, policies = subject.config, [*policies_of(subject, batches), *other_runs(subject.config)]
+    results = measure(subject, batches, examples, policies, cell_of, host=host)
+    rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
+    if host is not None:
+        host.write(folder / "sent.json")
+        print(f"the report is in {folder} ({host.client.sent} requests sent)")
+        return rows
+    times = "once for all settings" if results.compiles else "not at all: every number was there"
+    print(f"the report is in {folder} (the reader was compiled {times})")
     return rows

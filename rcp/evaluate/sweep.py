@@ -6,6 +6,8 @@ beside the prompts and reads only that much of them (`lax.switch` over all lengt
 setting costs what its own prompts cost, and `Results.compiles` is 1. On a CPU (SmolLM2-135M, bfloat16, 8 prompts of 48
 to 176 tokens) this takes .98 to 1.00 of the time of a compile for each length: XLA neither copies the parameters into a
 branch nor splits its work otherwise.
+
+What is found is kept in cells (`rcp.evaluate.cells`), and what they hold already is not computed.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import jax
 import numpy as np
 
 from rcp.evaluate.budgets import Budget, make_budgets
+from rcp.evaluate.cells import Cell, Piece, digest, gather
 from rcp.evaluate.lengths import shared_lengths
-from rcp.evaluate.results import Results, Shown, real_rows
+from rcp.evaluate.results import Results, Shown
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
-from rcp.nn.pruner import Granularity, compact, prune
+from rcp.nn.pruner import Cut, Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
 
@@ -53,25 +56,37 @@ class Judge(NamedTuple):
     correct: Callable[[Any, Batch], np.ndarray]
 
 
+class HostReader(Protocol):
+    """A reader that is no function of arrays: it runs on the host and is called as it is (`rcp.evaluate.outside`)."""
+
+    def prune(
+        self,
+        policy: Policy,
+        budget: Budget,
+        scores: Any,
+        batch: Batch,
+        spend: Any,
+        *,
+        granularity: Granularity,
+        cut: Cut,
+    ) -> tuple[Any, Any, Batch]:
+        """As `_prune`, for a policy that may spend `spend` tokens of each prompt."""
+        ...
+
+    def read(self, prompts: Batch) -> ReadingLike: ...
+
+
 @dataclass(frozen=True)
 class Reader:
-    """`read(params, batch) -> Reading` on a compacted batch; pure, compiled here once. A `judge` replaces `exact`."""
+    """`read(params, batch) -> Reading` on a compacted batch; pure, compiled here once. A `judge` replaces `exact`.
+
+    A `host` reader takes the place of all that, and of pruning: it knows what a text costs.
+    """
 
     read: Callable[[Any, Batch], ReadingLike]
     params: Any = field(default=None, repr=False)
     judge: Judge | None = None
-
-
-@dataclass
-class _Column:
-    """What one setting gathers over the batches."""
-
-    kept: list[np.ndarray] = field(default_factory=list)
-    nll: list[np.ndarray] = field(default_factory=list)
-    em: list[np.ndarray] = field(default_factory=list)
-    keep: list[np.ndarray] = field(default_factory=list)
-    prune_seconds: float = 0.0
-    model_seconds: float = 0.0
+    host: HostReader | None = None
 
 
 def sweep(
@@ -82,10 +97,13 @@ def sweep(
     keep_rates: Sequence[float],
     keep_tokens: Sequence[int] = (),
     granularity: Granularity,
+    cut: Cut = "end",
     seed: int = 0,
     groups: Sequence[str] = ("",),
     shown: int = 0,
     progress: Callable[[str], None] = lambda line: None,
+    cell_of: Callable[[Policy], Cell] = lambda policy: Cell(),
+    watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
 ) -> Results:
     """Evaluates every policy at every keep rate, deterministically.
 
@@ -94,10 +112,14 @@ def sweep(
       policies: see `rcp.policies`; those that do not heed the budget are evaluated once.
       keep_rates: fractions of the context's tokens to keep, in (0, 1].
       keep_tokens: more budgets, numbers of tokens; the rate of each in the results is the mean over the examples.
-      granularity: of policies that have none of their own.
+      granularity: of policies that have none of their own. cut: as in `rcp.nn.pruner.prune`, of all of them.
       seed: of the policies that draw.
       shown: of so many first examples the masks are kept.
       progress: told of each setting that is done.
+      cell_of: where the findings of a policy are kept. Batches that are there are not computed again; after each new
+        one the cell is saved.
+      watch: told (method, batches done, of how many) before each new batch and after the last; an exception of it ends
+        the sweep, and what is done is saved.
 
     Raises:
       UserError: no examples, or a keep rate outside (0, 1].
@@ -107,24 +129,40 @@ def sweep(
     batches = [jax.tree.map(np.asarray, batch) for batch in batches]
     budgets = make_budgets(batches, keep_rates, keep_tokens)
     plan = {policy.name: budgets if policy.swept else [_unswept(policy)] for policy in policies}
-    bench = _Bench(reader, batches, [(policy, budget) for policy in policies for budget in plan[policy.name]], shown)
-    key = jax.random.key(seed)
-    columns: dict[tuple[str, float], _Column] = {}
+    settings = [(policy, budget) for policy in policies for budget in plan[policy.name]]
+    bench = _Bench(reader, batches, settings, shown, cut)
+    key, digests = jax.random.key(seed), [digest(batch) for batch in batches]
+    columns: dict[tuple[str, float], list[Piece]] = {}
     for policy in policies:
-        for number, batch in enumerate(batches):
-            scores, seconds = None, 0.0
-            for budget in plan[policy.name]:
-                if scores is None or policy.needs_budget:
-                    first = number == 0 and scores is None
-                    scores, seconds = bench.scores(policy, batch, key, budget, first=first)
-                column = columns.setdefault((policy.name, budget.rate), _Column())
-                bench.run(column, number, policy, scores, budget, policy.granularity or granularity)
-                column.prune_seconds += seconds
+        cell = cell_of(policy)
+        missing: dict[int, list[Budget]] = {}
+        for number, name in enumerate(digests):
+            shown = bench.shows(number)
+            if wanted := [budget for budget in plan[policy.name] if not cell.holds(budget.key, name, shown=shown)]:
+                missing[number] = wanted
+        done = len(batches) - len(missing)
+        if note := cell.note(done, len(batches)):
+            progress(f"{policy.name}: {note}")
+        for place, (number, wanted) in enumerate(missing.items()):
+            watch(policy.name, done + place, len(batches))
+            found = bench.batch(policy, number, wanted, key, policy.granularity or granularity, first=place == 0)
+            cell.pieces |= {(budget.key, digests[number]): piece for budget, piece in found.items()}
+            cell.save(jax.devices()[0].device_kind)
+        if missing:
+            watch(policy.name, len(batches), len(batches))
         for budget in plan[policy.name]:
-            column = columns[policy.name, budget.rate]
-            em, nll = np.concatenate(column.em).mean(), np.concatenate(column.nll).mean()
-            progress(f"{policy.name} at {budget}: exact match {em:.3f}, answer NLL {nll:.3f}")
-    return bench.results(columns, tuple(groups))
+            pieces = [cell.pieces[budget.key, name] for name in digests]
+            columns[policy.name, budget.rate] = pieces
+            em, nll = (np.concatenate([getattr(piece, name) for piece in pieces]).mean() for name in ("em", "nll"))
+            likelihood = "not available" if np.isnan(nll) else f"{nll:.3f}"
+            progress(f"{policy.name} at {budget}: exact match {em:.3f}, answer NLL {likelihood}")
+    return gather(
+        columns,
+        decoded=reader.judge is not None or reader.host is not None,
+        compiles=bench.compiles.get("read", 0),
+        groups=groups,
+        shown=bench.shown_examples(list(columns.values())),
+    )
 
 
 def _unswept(policy: Policy) -> Budget:
@@ -135,15 +173,44 @@ def _unswept(policy: Policy) -> Budget:
 class _Bench:
     """The compiled functions and the batches that all settings share."""
 
-    def __init__(self, reader: Reader, batches: Sequence[Batch], settings: Sequence[tuple[Policy, Budget]], shown: int):
+    def __init__(
+        self,
+        reader: Reader,
+        batches: Sequence[Batch],
+        settings: Sequence[tuple[Policy, Budget]],
+        shown: int,
+        cut: Cut,
+    ):
         self.reader, self.batches, self.shown = reader, batches, shown
+        self.cut: Cut = cut
         self.real = [batch.weight > 0 for batch in batches]
         self._needed = {(policy.name, budget): self._needs(policy, budget) for policy, budget in settings}
         self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
         self.compiles: dict[str, int] = {}
         self._compiled: dict[tuple, Any] = {}
         self._memo: dict[tuple[int, int, bytes], tuple[Any, np.ndarray, float]] = {}
-        self.answer_tokens: dict[int, np.ndarray] = {}
+
+    def shows(self, number: int) -> bool:
+        """Whether the masks of a batch are kept, for the page."""
+        return number * int(self.real[0].sum()) < self.shown
+
+    def batch(
+        self,
+        policy: Policy,
+        number: int,
+        budgets: Sequence[Budget],
+        key: jax.Array,
+        granularity: Granularity,
+        *,
+        first: bool,
+    ) -> dict[Budget, Piece]:
+        """One batch at these budgets; `first`: of the policy, to be compiled."""
+        scores, seconds, found = None, 0.0, {}
+        for budget in budgets:
+            if scores is None or policy.needs_budget:
+                scores, seconds = self.scores(policy, self.batches[number], key, budget, first=first and scores is None)
+            found[budget] = self.run(number, policy, scores, budget, granularity, seconds)
+        return found
 
     def scores(self, policy: Policy, batch: Batch, key: jax.Array, budget: Budget, *, first: bool) -> tuple[Any, float]:
         """The policy's scores and the seconds they took, compilation excluded."""
@@ -155,26 +222,33 @@ class _Bench:
         return scores, time.perf_counter() - start
 
     def run(
-        self, column: _Column, number: int, policy: Policy, scores: Any, budget: Budget, granularity: Granularity
-    ) -> None:
-        """One batch of one setting."""
+        self, number: int, policy: Policy, scores: Any, budget: Budget, granularity: Granularity, scoring: float
+    ) -> Piece:
+        """One batch at one budget; `scoring`: the seconds that the scores took."""
         batch, real = self.batches[number], self.real[number]
         spend = policy.spend(batch, budget.of(batch))
-        select = self._compile(
-            ("prune", granularity), partial(_prune, self.lengths[-1], granularity), scores, batch, spend
-        )
+        pruned = partial(_prune, self.lengths[-1], granularity, self.cut)
+        select = self._compile(("prune", granularity), pruned, scores, batch, spend)
         start = time.perf_counter()
         keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
-        column.prune_seconds += time.perf_counter() - start
+        pruning = time.perf_counter() - start
+        if self.reader.host is not None:
+            pick = self.reader.host.prune
+            keep, kept, short = pick(policy, budget, scores, batch, spend, granularity=granularity, cut=self.cut)
         length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
         reading, correct, seconds = self._read(number, short, length)
-        column.model_seconds += seconds
-        tokens = np.maximum(np.asarray(reading.answer_tokens), 1)
-        self.answer_tokens[number] = tokens
-        column.kept.append(np.asarray(kept)[real])
-        column.nll.append((np.asarray(reading.nll_sum, np.float64) / tokens)[real])
-        column.em.append(correct[real])
-        column.keep.append(np.asarray(keep)[real] if number * len(real) < self.shown else np.zeros((0, 0), bool))
+        return Piece(
+            index=batch.index[real],
+            group=batch.group[real],
+            context=np.asarray(context_tokens(batch))[real],
+            answer_tokens=np.maximum(np.asarray(reading.answer_tokens), 1)[real],
+            kept=np.asarray(kept)[real],
+            nll_sum=np.asarray(reading.nll_sum)[real],
+            em=correct[real],
+            keep=np.asarray(keep)[real] if self.shows(number) else None,
+            prune_seconds=scoring + pruning,
+            model_seconds=seconds,
+        )
 
     def _needs(self, policy: Policy, budget: Budget) -> np.ndarray:
         """Tokens of the longest prompt of each batch at this budget, int [batches]."""
@@ -188,6 +262,10 @@ class _Bench:
     def _read(self, number: int, short: Batch, length: int) -> tuple[ReadingLike, np.ndarray, float]:
         """The reader's verdict. A prompt that was read before (every method at keep rate 1, say) is not read again."""
         print_of = hashlib.sha256(np.asarray(short.tokens).tobytes() + np.asarray(short.role).tobytes()).digest()
+        if (number, length, print_of) not in self._memo and self.reader.host is not None:
+            start = time.perf_counter()
+            reading = self.reader.host.read(short)
+            self._memo[number, length, print_of] = (reading, reading.exact, time.perf_counter() - start)
         if (number, length, print_of) not in self._memo:
             arguments = (self.reader.params, short, np.int32(length))
             read = self._compile(("read",), of_lengths(self.reader.read, self.lengths), *arguments)
@@ -207,39 +285,23 @@ class _Bench:
             self.compiles[name[0]] = self.compiles.get(name[0], 0) + 1
         return self._compiled[name]
 
-    def results(self, columns: dict[tuple[str, float], _Column], groups: tuple[str, ...]) -> Results:
-        batches, n = self.batches, sum(int(rows.sum()) for rows in self.real)
-        every = list(columns.values())
-        return Results(
-            settings=tuple(columns),
-            index=real_rows(batches, [batch.index for batch in batches]),
-            group=real_rows(batches, [batch.group for batch in batches]),
-            context=real_rows(batches, [np.asarray(context_tokens(batch)) for batch in batches]),
-            answer_tokens=real_rows(batches, [self.answer_tokens[i] for i in range(len(batches))]),
-            kept=np.stack([np.concatenate(column.kept) for column in every]),
-            nll=np.stack([np.concatenate(column.nll) for column in every]),
-            em=np.stack([np.concatenate(column.em) for column in every]),
-            prune_seconds=np.array([column.prune_seconds for column in every]) / n,
-            model_seconds=np.array([column.model_seconds for column in every]) / n,
-            decoded=self.reader.judge is not None,
-            compiles=self.compiles.get("read", 0),
-            groups=groups,
-            shown=tuple(self._shown(every)),
-        )
-
-    def _shown(self, columns: Sequence[_Column]) -> list[Shown]:
+    def shown_examples(self, columns: Sequence[Sequence[Piece]]) -> list[Shown]:
+        """The first `shown` examples, with what each column kept of them."""
         out = []
         for number, (batch, real) in enumerate(zip(self.batches, self.real)):
             for place, row in enumerate(np.flatnonzero(real)):
                 if len(out) == self.shown:
                     return out
                 length = int(np.sum(batch.role[row] != Role.PAD))
-                keep = np.stack([column.keep[number][place, :length] for column in columns])
+                masks = [pieces[number].keep for pieces in columns]
+                keep = np.stack([mask[place, :length] for mask in masks if mask is not None])
                 out.append(Shown(int(batch.index[row]), batch.tokens[row, :length], batch.role[row, :length], keep))
         return out
 
 
-def _prune(length: int, granularity: Granularity, scores: Any, batch: Batch, budget: Any) -> tuple[Any, Any, Batch]:
+def _prune(
+    length: int, granularity: Granularity, cut: Cut, scores: Any, batch: Batch, budget: Any
+) -> tuple[Any, Any, Batch]:
     """The keep mask, the context tokens kept, and the prompts compacted to `length`."""
-    pruned = prune(scores, batch, budget, granularity=granularity)
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
     return pruned.keep, pruned.kept, compact(batch, pruned.keep, length)

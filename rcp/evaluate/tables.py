@@ -146,8 +146,12 @@ def overall(entries: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def write_table(stem: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """`entries`, which share their keys, as `stem`.json (a list of objects) and as `stem`.csv."""
-    stem.with_suffix(".json").write_text(json.dumps(list(entries), indent=1) + "\n", encoding="utf-8")
+    """`entries`, which share their keys, as `stem`.json (a list of objects) and as `stem`.csv.
+
+    A number that is not available (NaN) is null there and empty here.
+    """
+    entries = [{key: None if value != value else value for key, value in entry.items()} for entry in entries]
+    stem.with_suffix(".json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(entries[0]) if entries else [])
         writer.writeheader()
@@ -162,6 +166,7 @@ def write_results(path: Path, results: Results) -> None:
         keep_rate=np.array([rate for _, rate in results.settings]),
         groups=np.array(results.groups),
         decoded=results.decoded,
+        how=results.how,
         **{name: getattr(results, name) for name in PER_EXAMPLE + PER_SETTING},
     )
 
@@ -171,8 +176,8 @@ def read_results(path: Path) -> Results:
     with np.load(path) as file:
         data = dict(file)
     settings = tuple(zip(data.pop("method").tolist(), data.pop("keep_rate").tolist()))
-    decoded = bool(data.pop("decoded", False))
-    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), decoded=decoded, **data)
+    how = {"decoded": bool(data.pop("decoded", False)), "how": str(data.pop("how", ""))}
+    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), **how, **data)
 
 
 @dataclass(frozen=True)
@@ -197,13 +202,18 @@ def grid(entries: Sequence[Row], group: str, metric: str) -> Grid:
         cells = []
         for rate in rates:
             found = [row for row in mine if row.keep_rate_asked == rate or method in UNSWEPT]
-            cells.append(f"{found[0].value:.3f} [{found[0].ci_low:.3f}, {found[0].ci_high:.3f}]" if found else "")
+            cells.append(_cell(found[0]) if found else "")
         kept = " / ".join(f"{row.keep_rate_got:.2f}" for row in mine)
         seconds = (f"{1e3 * mine[-1].prune_seconds:.1f}", f"{1e3 * mine[-1].model_seconds:.1f}")
         lines.append((method, *cells, kept, *seconds))
     header = ("method", *(f"{metric} @ {rate:g}" for rate in rates), "kept", "prune ms", "model ms")
     title = f"{NAMES[metric]}, {group} (n = {entries[0].n if entries else 0})"
     return Grid(title, header, tuple(lines))
+
+
+def _cell(row: Row) -> str:
+    """The value with its interval, or that there is none: an endpoint may give no likelihoods."""
+    return "not available" if np.isnan(row.value) else f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 
 def grids(entries: Sequence[Row]) -> list[Grid]:
@@ -215,38 +225,49 @@ def groups_of(entries: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.group for row in entries))
 
 
-def legend(decoded: bool) -> str:
-    """What the columns are; `decoded` as in `Results`."""
-    return f"{EM[decoded]} {LEGEND}"
+def legend(decoded: bool | str) -> str:
+    """What the columns are; `decoded` or `how` of `Results`."""
+    return f"{f'em: {decoded}.' if isinstance(decoded, str) else EM[decoded]} {LEGEND}"
 
 
-def markdown(entries: Sequence[Row], *, decoded: bool = False) -> str:
-    """The tables in Markdown, with a legend; `decoded` as in `Results`."""
-    out = []
-    for table in grids(entries):
-        out += [f"### {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
-        out += [_line(tuple(f"**{cell}**" for cell in line) if line[0] == "ours" else line) for line in table.lines]
-        out.append("")
+def markdown(entries: Sequence[Row], *, decoded: bool | str = False) -> str:
+    """The tables in Markdown, with a legend of `decoded` or `how` of `Results`."""
+    out = [line for table in grids(entries) for line in markdown_lines(table)]
     return "\n".join([*out, legend(decoded)]) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown_lines(table: Grid, ours: str = "ours") -> list[str]:
+    """One table in Markdown, its title and an empty line behind it; the row `ours` in bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def bold(cells: Sequence[str]) -> list[str]:
+        return [f"**{cell}**" if cell else "" for cell in cells]
+
+    lines = [line(bold(cells) if cells[0] == ours else cells) for cells in table.lines]
+    return [f"### {table.title}", "", line(table.header), "|" + "---|" * len(table.header), *lines, ""]
 
 
-def print_console(entries: Sequence[Row], *, decoded: bool = False) -> None:
+def print_console(entries: Sequence[Row], *, decoded: bool | str = False) -> None:
     """The same tables on the terminal."""
+    from rich.console import Console
+
+    print_grids(grids(entries))
+    Console().print(legend(decoded), style="dim", highlight=False)
+
+
+def print_grids(contents: Sequence[Grid], ours: str = "ours") -> None:
+    """Tables on the terminal. On a narrow one long lines wrap; no figure is cut off."""
     from rich.console import Console
     from rich.table import Table
 
     width = Console().width
-    for content in grids(entries):
+    for content in contents:
         table = Table(title=content.title, title_justify="left", header_style="bold")
         for i, name in enumerate(content.header):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for line in content.lines:
-            table.add_row(*line, style="bold green" if line[0] == "ours" else None)
-        # On a narrow terminal long lines wrap; no figure is cut off.
+            table.add_row(*line, style="bold green" if line[0] == ours else None)
         needed = Console(width=1000).measure(table).maximum
         Console(width=max(width, needed)).print(table)
-    Console().print(legend(decoded), style="dim", highlight=False)

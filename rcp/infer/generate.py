@@ -1,4 +1,4 @@
-"""Greedy decoding with a key-value cache: prefill (with really dropped tokens, if asked), then one token at a time."""
+"""Decoding with a key-value cache: prefill (with really dropped tokens, if asked), then one token at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rcp.nn.cache import KVCache
+from rcp.infer.sample import Sampling, next_token, sample_keys
+from rcp.nn.cache import KVCache, repeated
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
 
@@ -61,8 +62,12 @@ def decode(
     max_new: int,
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
+    sampling: Sampling | None = None,
 ) -> tuple[Generated, KVCache]:
-    """Continues greedily from `prefill`'s result, until every example has ended or has `max_new` tokens."""
+    """Continues from `prefill`'s result, until every example has ended or has `max_new` tokens.
+
+    Greedily, or by draws as `sampling` says.
+    """
     batch = logits.shape[0]
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
 
@@ -72,7 +77,7 @@ def decode(
 
     def advance(state):
         step, logits, cache, done, out, length = state
-        token = jnp.where(done, pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        token = jnp.where(done, pad_id, next_token(logits, sampling, step))
         out = lax.dynamic_update_slice(out, token[:, None], (0, step))
         length = length + ~done
         done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
@@ -111,6 +116,39 @@ def generate(
     capacity = tokens.shape[1] + max_new if capacity is None else capacity
     logits, cache = prefill(model, tokens, capacity=capacity, valid=valid, keep=keep, positions=positions)
     return decode(model, logits, cache, max_new=max_new, eos_ids=eos_ids, pad_id=pad_id)[0]
+
+
+def generate_samples(
+    model: Transformer,
+    tokens: Int[Array, "batch tokens"],
+    index: Int[Array, " batch"],
+    *,
+    samples: int,
+    temperature: Float[Array, ""] | float,
+    top_p: Float[Array, ""] | float | None = None,
+    seed: int = 0,
+    max_new: int,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    valid: Bool[Array, "batch tokens"] | None = None,
+) -> Generated:
+    """`samples` continuations of each prompt, which is read once: arrays [batch, samples, ...]. For use inside `jit`.
+
+    `index` names the examples: with `seed` it alone decides an example's draws, whatever batch it is in. The rows of
+    the cache are repeated after the prefill and decoded together.
+    """
+    logits, cache = prefill(model, tokens, capacity=tokens.shape[1] + max_new, valid=valid)
+    drawn = Sampling(sample_keys(seed, index, samples).reshape(-1), temperature, top_p)
+    found, _ = decode(
+        model,
+        jnp.repeat(logits, samples, axis=0),
+        repeated(cache, samples),
+        max_new=max_new,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        sampling=drawn,
+    )
+    return Generated(*(x.reshape(-1, samples, *x.shape[1:]) for x in found))
 
 
 @partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))

@@ -13,8 +13,11 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
+from rcp.data.text import text_left
+from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
-from rcp.nn.pruner import Granularity, Scores, exact, prune
+from rcp.nn.layout import of_segment
+from rcp.nn.pruner import Cut, Granularity, Scores, exact, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -29,7 +32,9 @@ class PrunedPrompt:
       text: what is left of the context. Segments kept whole are as they were, letter by letter; one that was cut keeps
         the white space around it, which parts it from its neighbours.
       tokens, kept: tokens of the whole context and of `text`, each tokenised as one text.
-      asked: tokens asked for; `kept` is at most that, unless what is forced takes more.
+      asked: tokens asked for; `kept` is just that wherever a text of this length is found, and else below it, or above
+        where what is forced takes more. A context that has fewer is kept whole.
+      unmended: tokens of the text that as many of the scorer's tokens as were asked for would have left.
       segments, kept_segments: the numbers of all segments and of those of which something was kept.
       note: what deserves to be said, or empty.
     """
@@ -38,6 +43,7 @@ class PrunedPrompt:
     tokens: int
     kept: int
     asked: int
+    unmended: int
     segments: int
     kept_segments: tuple[int, ...]
     note: str = ""
@@ -50,7 +56,7 @@ class PromptPruner:
     Attributes:
       score: (batch, budget) -> `Scores`, compiled; the batch has no answers, the budget is in tokens, int32 [batch].
       tokenizer: of the model that will read the result; budgets count its tokens.
-      granularity: how the budget is filled.
+      granularity, cut: how the budget is filled; as in `rcp.nn.pruner.prune`.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
       segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
         differ. The text that is left is the user's.
@@ -59,6 +65,7 @@ class PromptPruner:
     score: Callable[[Batch, jax.Array], Scores]
     tokenizer: Tokenizer
     granularity: Granularity
+    cut: Cut = "end"
     max_tokens: int = 1 << 20
     segment: Callable[[str], str] = str
 
@@ -102,51 +109,34 @@ class PromptPruner:
                     f"{example.uid}: the budget of {asked[i]} tokens is below the {forced[i]} tokens that must be kept "
                     f"(--force); ask for at least {forced[i]} of the {tokens[i]}"
                 )
-        found = self._fill(batch, texts, encoded, asked, forced)
-        return [
-            PrunedPrompt(
-                text=text,
-                tokens=tokens[i],
-                kept=self._count(text),
-                asked=asked[i],
-                segments=len(texts[i]),
-                kept_segments=kept,
-                note=_note(asked[i], tokens[i]),
-            )
-            for i, (text, kept) in enumerate(found)
-        ]
+        wanted = np.minimum(asked, tokens)
+        masks, unmended = self._fill(batch, texts, encoded, wanted)
+        pruned = []
+        for i, mask in enumerate(masks):
+            text, kept = self._left(texts[i], encoded[i], mask)
+            count = self._count(text)
+            note = _note(asked[i], tokens[i], count)
+            pruned.append(PrunedPrompt(text, tokens[i], count, asked[i], unmended[i], len(texts[i]), kept, note))
+        return pruned
 
     def _fill(
-        self,
-        batch: Batch,
-        texts: Sequence[Sequence[str]],
-        encoded: Sequence[EncodedExample],
-        asked: Sequence[int],
-        forced: np.ndarray,
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        """For each prompt what is left, and of which segments, of the largest budget whose text has `asked` tokens.
+        self, batch: Batch, texts: Sequence[Sequence[str]], encoded: Sequence[EncodedExample], wanted: np.ndarray
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """For each prompt which context tokens are left, so that their text has `wanted` tokens; and `unmended`."""
+        scores = self.score(batch, jnp.asarray(wanted, jnp.int32))  # once, whatever budgets are tried
+        context = [row == Role.CONTEXT for row in batch.role]
 
-        The text is not the sum of the scorer's tokens: white space between segments counts too, and tokens merge over
-        their ends. So the budget of the scorer's tokens is found by halving an interval; the scores are computed once.
-        """
-        scores = self.score(batch, jnp.asarray(asked, jnp.int32))
+        def at(budget: np.ndarray) -> list[Kept]:
+            tokens = jnp.asarray(budget, jnp.int32)
+            found = keep_and_rank(scores, batch, tokens, granularity=self.granularity, cut=self.cut)
+            keep, rank = map(np.asarray, found)
+            return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
-        def at(budget: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
-            keep = np.asarray(_keep(scores, batch, jnp.asarray(budget, jnp.int32), granularity=self.granularity))
-            rows = enumerate(zip(texts, encoded))
-            return [self._left(text, example, keep[i][batch.role[i] == Role.CONTEXT]) for i, (text, example) in rows]
+        def count(i: int, mask: np.ndarray) -> int:
+            return self._count(self._left(texts[i], encoded[i], mask)[0])
 
-        fits = np.maximum(forced, 1)  # taken even where its text has more tokens than were asked for
-        above = np.minimum(asked, np.sum(batch.role == Role.CONTEXT, axis=1)) + 1
-        budget, found = above - 1, at(fits)
-        while np.any(above - fits > 1):
-            for i, one in enumerate(at(budget)):
-                if self._count(one[0]) <= asked[i]:
-                    fits[i], found[i] = budget[i], one
-                else:
-                    above[i] = budget[i]
-            budget = np.maximum((fits + above) // 2, fits)
-        return found
+        forced = [row[inside] for row, inside in zip(batch.forced, context)]
+        return meet(at, count, wanted, forced)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text)) if text else 0
@@ -175,22 +165,20 @@ class PromptPruner:
 
     def _left(self, texts: Sequence[str], encoded: EncodedExample, keep: np.ndarray) -> tuple[str, tuple[int, ...]]:
         """The text of the kept context tokens, and the numbers of the segments that it is from."""
-        masks = np.split(keep, np.cumsum([len(ids) for ids in encoded.context])[:-1])
-        kept, out, end = [], "", ""
-        for s, (text, mask) in enumerate(zip(texts, masks)):
-            body = text
-            if not mask.all():
-                body = self.tokenizer.decode(encoded.context[s][mask].tolist()).strip()
-                body = text[: len(text) - len(text.lstrip())] + body if body else ""
-            if body:
-                out, end = out + end + body, "" if mask.all() else text[len(text.rstrip()) :]
-                kept.append(s)
-        return out, tuple(kept)
+        whole = encoded.context
+        masks = np.split(keep, np.cumsum([len(ids) for ids in whole])[:-1])
+        return text_left(self.tokenizer, texts, whole, [ids[mask] for ids, mask in zip(whole, masks)])
 
 
-@partial(jax.jit, static_argnames="granularity")
-def _keep(scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity) -> jax.Array:
-    return prune(scores, batch, budget, granularity=granularity).keep
+@partial(jax.jit, static_argnames=("granularity", "cut"))
+def keep_and_rank(
+    scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut
+) -> tuple[jax.Array, jax.Array]:
+    """The keep mask, and each token's place in the order in which tokens are kept; those of a segment share one."""
+    pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
+    if granularity == "segment":
+        return pruned.keep, of_segment(pruned.segment_rank, batch)
+    return pruned.keep, pruned.token_rank
 
 
 def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
@@ -200,8 +188,10 @@ def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
     return start, end
 
 
-def _note(asked: int, tokens: int) -> str:
-    return f"the budget of {asked} tokens is above the context's {tokens}: it is kept whole" if asked > tokens else ""
+def _note(asked: int, tokens: int, kept: int) -> str:
+    if asked > tokens:
+        return f"the budget of {asked} tokens is above the context's {tokens}: it is kept whole"
+    return f"no text of exactly {asked} tokens was found: this one has {kept}" if kept != asked else ""
 
 
 def _at_rate(tokens: int, keep_rate: float) -> int:
@@ -232,6 +222,7 @@ def pruner_of(trained: Trained) -> PromptPruner:
         score=partial(score, trained.weights),
         tokenizer=trained.build.tokenizer,
         granularity=exact(trained.config.budget.granularity),
+        cut=trained.config.budget.cut,
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,
     )

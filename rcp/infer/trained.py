@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rcp.config import Config
 from rcp.config_file import differing_keys, load_config
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import Reading
-from rcp.train.build import Build, build
+from rcp.train.build import Build, build, make_task
 from rcp.train.loop import restore
 from rcp.types import Batch, UserError
 
@@ -74,12 +74,17 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
             f"config.{decided[0]} was decided in training ({workdir}); only these may be set now: "
             + ", ".join(f"config.{key}" for key in MAY_DIFFER)
         )
-    built = build(config)
+    # Built as it was trained, since its checkpoints have the shapes of its own data; then given what is evaluated.
+    model = replace(trained_with.model, dtype=config.model.dtype)
+    built = build(replace(trained_with, model=model, parallel=config.parallel))
     state, frozen = restore(built.stages, trained_with, workdir)
+    networks = replace(built.networks, max_answer=config.data.max_answer)
+    built = replace(built, task=make_task(config), networks=networks)
     if (step := int(state.step)) < (stage := built.stages[-1]).steps:
         print(
             f"{workdir}: training of the {stage.name} stopped at step {step} of {stage.steps}; what it learned so far "
             f"is used (to go on: rcp train --workdir={workdir})",
             file=sys.stderr,
         )
-    return Trained(config, built, jax.device_put((state.params, frozen)))
+    needed = {name: part for name, part in frozen.items() if name != "prepared"}  # that is of the training examples
+    return Trained(config, built, jax.device_put((state.params, needed)))

@@ -60,3 +60,9 @@ def append(
 
     batched = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
     return KVCache(batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position)
+
+
+def repeated(cache: KVCache, times: int) -> KVCache:
+    """Each example's row `times` times, one after the other."""
+    rows = [jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)]
+    return KVCache(*rows, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))

@@ -37,6 +37,21 @@ def gains_within(batch: Batch, read: Read) -> Float[Array, "batch segments"]:
     return _with_each(lambda inside: ~inside, batch, read, batch.role.shape[1])
 
 
+def gains_of_tokens(
+    batch: Batch, nll: Callable[[Float[Array, "batch tokens"]], Float[Array, " batch"]]
+) -> Float[Array, "batch tokens"]:
+    """What each context token does for the answer, to first order: minus d NLL / d keep at a mask of ones; else 0.
+
+    Leaving one token out changes the NLL by about this much (Taylor's first term in the keep-mask, which multiplies
+    attention): one backward pass in place of a reading a token.
+
+    Args:
+      nll: of the answer, nats a token, read through a keep-mask.
+    """
+    slope = jax.grad(lambda keep: jnp.sum(nll(keep)))(jnp.ones(batch.role.shape, jnp.float32))
+    return jnp.where(in_context(batch), -slope, 0.0)
+
+
 def _with_each(context: Callable[[Array], Array], batch: Batch, read: Read, length: int) -> Array:
     """NLL with the context tokens that `context` makes of each segment's."""
     order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)

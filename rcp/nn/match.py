@@ -72,7 +72,7 @@ class Block(nnx.Module):
         match = partial(
             _match, point, value, relevance, group, valid, sharpness=self.sharpness[...], threshold=self.threshold[...]
         )
-        brought, reached = _over_queries(match, point, group)
+        brought, reached = over_queries(match, point, group)
         x = x + brought.reshape(x.shape) @ self.match_out[...]
 
         spread = 1.0 - jnp.exp(-_spread(jnp.where(valid[..., None], reached, 0.0), group, groups))
@@ -80,7 +80,7 @@ class Block(nnx.Module):
 
         q, k, v = jnp.split(layer_norm(x) @ self.qkv[...], 3, axis=-1)
         q, k, v = q.reshape(split), k.reshape(split), v.reshape(split)
-        (mixed,) = _over_queries(partial(_attend_within, k, v, group, valid), q, group)
+        (mixed,) = over_queries(partial(attend_within, k, v, group, valid), q, group)
         x = x + mixed.reshape(x.shape) @ self.out[...]
         x = x + jax.nn.gelu(layer_norm(x) @ self.up[...]) @ self.down[...]
         return x, jnp.maximum(relevance, spread)
@@ -99,7 +99,7 @@ def _match(point, value, relevance, group, valid, query, query_group, *, sharpne
     return jnp.einsum("bhts,bshd->bthd", weights, value), jnp.einsum("bhts,bsh->bth", weights, relevance)
 
 
-def _attend_within(k, v, group, valid, query, query_group) -> tuple[Array]:
+def attend_within(k, v, group, valid, query, query_group) -> tuple[Array]:
     """Attention of the queries to the valid tokens of their own piece, [batch, queries, heads, dim]."""
     same = (query_group[:, :, None] == group[:, None, :]) & valid[:, None, :]
     scores = jnp.einsum("bthd,bshd->bhts", query, k) * query.shape[-1] ** -0.5
@@ -115,7 +115,7 @@ def _spread(
     return jnp.einsum("btg,bgh->bth", member, jnp.einsum("btg,bth->bgh", member, values))
 
 
-def _over_queries(attend: Callable[[Array, Array], tuple[Array, ...]], query: Array, group: Array) -> tuple[Array, ...]:
+def over_queries(attend: Callable[[Array, Array], tuple[Array, ...]], query: Array, group: Array) -> tuple[Array, ...]:
     """`attend(query, group)` of all queries [batch, tokens, ...]: at once, or in blocks past `DENSE_LIMIT`."""
     batch, tokens = group.shape
     if tokens <= DENSE_LIMIT:

@@ -5,7 +5,8 @@ they and forced context tokens enter every sampler with logit +inf, padding with
 `min(max(budget, forced tokens), context tokens)` context tokens are kept:
 
 * "token": the best tokens.
-* "segment": whole segments in the order drawn; the one that crosses the budget keeps its first tokens.
+* "segment": whole segments in the order drawn; the one that crosses the budget is cut at its end, or at its beginning
+  (`cut`): then what is left of it ends as it was written, separator included.
 * "two_stage": segments first, in the order drawn, until they hold `EXPAND` times the budget (the shot pruner of
   CoT-Influx, arXiv 2312.08901), then the best tokens of those.
 
@@ -29,6 +30,7 @@ from rcp.nn.independent import SEGMENT_STREAM, TOKEN_STREAM
 from rcp.types import Batch, Role
 
 Granularity = Literal["token", "segment", "two_stage", "independent"]
+Cut = Literal["end", "beginning"]
 LARGEST = 1e29  # size of a score; `rcp.sampling` bounds logits there too
 EXPAND = 2.0  # how much more than the budget the first of two stages lets through
 
@@ -100,6 +102,7 @@ def prune(
     budget: Int[Array, " batch"],
     *,
     granularity: Granularity,
+    cut: Cut = "end",
     keys: Array | None = None,
 ) -> Pruned:
     """Keeps exactly the budget, but for granularity "independent" (see the module).
@@ -108,6 +111,7 @@ def prune(
       scores: of the pruner or of any policy.
       budget: context tokens to keep, int32 [batch], may be traced. More than there are keeps them all; fewer than are
         forced keeps the forced ones.
+      cut: which end of the segment that crosses the budget is dropped; of no effect at other granularities.
       keys: one key an example [batch] to draw (Gumbel top-k, Plackett-Luce); None keeps the best, deterministically.
     """
     if granularity == "independent":
@@ -129,7 +133,10 @@ def prune(
         limit = budget if granularity == "segment" else jnp.floor(EXPAND * budget.astype(jnp.float32)).astype(jnp.int32)
         drawn = _count((before < limit[:, None]) & (lengths > 0))
         if granularity == "segment":
-            place = layout.of_segment(before, batch) + layout.places(batch)
+            inside = layout.places(batch)
+            if cut == "beginning":
+                inside = layout.of_segment(lengths, batch) - 1 - inside
+            place = layout.of_segment(before, batch) + inside
             # Forced tokens first, then in the order of segments: a forced token behind the cut displaces the last.
             order = jnp.where(forced, -1.0, place.astype(jnp.float32))
             keep = sampling.top_k(jnp.where(context, -order, -jnp.inf), budget).mask | fixed

@@ -63,7 +63,7 @@ def read(
     target = jnp.take_along_axis(batch.tokens, inside, axis=1)
     before = jnp.maximum(inside - 1, 0)
     states = jnp.take_along_axis(h, before[..., None], axis=1)
-    nll, best = next_token(model, states, target)
+    nll, best = next_token(model, states, target, mask)
     exact = jnp.all((best == target) | ~mask, axis=1)
     every = jax.nn.log_softmax(model.logits(states), axis=-1) if log_probs else None
     total = jnp.sum(jnp.where(mask, nll, 0.0), axis=1)
@@ -71,13 +71,18 @@ def read(
 
 
 def next_token(
-    model: Transformer, states: Float[Array, "*batch dim"], target: Int[Array, "*batch"]
+    model: Transformer,
+    states: Float[Array, "*batch dim"],
+    target: Int[Array, "*batch"],
+    there: Bool[Array, "*batch"],
 ) -> tuple[Float[Array, "*batch"], Int[Array, "*batch"]]:
     """-log p(target) in nats and the most likely token, from final hidden states; `CHUNK` places at a time.
 
-    The logits of a chunk are computed again in the backward pass.
+    Places that are not `there` get 0 and token 0: they come last, and chunks that hold no others are skipped (answers
+    are mostly far shorter than the longest, and the vocabulary's logits are a good part of a small model's work). The
+    logits of a chunk are computed again in the backward pass.
     """
-    flat, wanted = states.reshape(-1, states.shape[-1]), target.reshape(-1)
+    flat, wanted, real = states.reshape(-1, states.shape[-1]), target.reshape(-1), there.reshape(-1)
 
     def chunk(part: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = model.logits(part[0])
@@ -89,7 +94,17 @@ def next_token(
     if count <= CHUNK:
         nll, best = chunk((flat, wanted))
     else:
-        flat = jnp.pad(flat, ((0, -count % CHUNK), (0, 0))).reshape(-1, CHUNK, flat.shape[-1])
-        wanted = jnp.pad(wanted, (0, -count % CHUNK)).reshape(-1, CHUNK)
-        nll, best = (x.reshape(-1)[:count] for x in jax.lax.map(jax.checkpoint(chunk), (flat, wanted)))
+        order = jnp.argsort(~real, stable=True)
+        flat = jnp.pad(flat[order], ((0, -count % CHUNK), (0, 0))).reshape(-1, CHUNK, flat.shape[-1])
+        wanted = jnp.pad(wanted[order], (0, -count % CHUNK)).reshape(-1, CHUNK)
+        needed = jnp.arange(len(wanted)) * CHUNK < jnp.sum(real)
+        nothing = (jnp.zeros(CHUNK, jnp.float32), jnp.zeros(CHUNK, jnp.int32))
+
+        def chunk_or_nothing(part: tuple[Array, tuple[Array, Array]]) -> tuple[Array, Array]:
+            return jax.lax.cond(part[0], jax.checkpoint(chunk), lambda _: nothing, part[1])
+
+        found = jax.lax.map(chunk_or_nothing, (needed, (flat, wanted)))
+        place = jnp.argsort(order)
+        nll, best = (x.reshape(-1)[:count][place] for x in found)
+    nll, best = jnp.where(real, nll, 0.0), jnp.where(real, best, 0)
     return nll.reshape(target.shape), best.reshape(target.shape)

@@ -13,6 +13,7 @@ from rcp.nn import layout
 from rcp.nn.pruner import (
     SEGMENT_STREAM,
     TOKEN_STREAM,
+    Cut,
     Granularity,
     Scores,
     guaranteed,
@@ -33,6 +34,7 @@ def relax(
     granularity: Granularity,
     temperature: float,
     method: Method,
+    cut: Cut = "end",
     keys: Array | None = None,
 ) -> Float[Array, "batch tokens"]:
     """A keep-mask over the prompt that is differentiable in the scores: 1 on fixed and forced tokens, 0 on padding.
@@ -50,7 +52,7 @@ def relax(
     """
     context, by_segment = layout.in_context(batch), granularity == "segment"
     logits = segment_logits(scores, batch) if by_segment else token_logits(scores, batch, context)
-    hard = prune(scores, batch, budget, granularity=granularity, keys=keys)
+    hard = prune(scores, batch, budget, granularity=granularity, cut=cut, keys=keys)
     noisy = logits
     if keys is not None:
         noisy = logits + _noise(keys, SEGMENT_STREAM if by_segment else TOKEN_STREAM, logits)

@@ -10,7 +10,8 @@ little of it (the weights of a token sum to less than 1), a rare one much, as in
 segment further.
 
 What makes a worked example helpful is another thing: how it is written, and whether that suits the question. The
-"pooled" scorer looks at each segment's mean state beside the question's, and learns from a few hundred problems.
+"pooled" scorer looks at each segment's mean state and length beside the question's state, and learns from a few hundred
+problems. A segment's tokens have its score.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn import layout
+from rcp.nn.encoder import EncoderBlock
 from rcp.nn.match import Block, layer_norm, normal
 from rcp.nn.pruner import Scores
 from rcp.nn.transformer import Transformer
@@ -36,14 +38,15 @@ MAX_OFFSET = 32  # places within a segment that are told apart; later ones share
 class ScorerConfig:
     """Attributes:
     kind: "hidden": match-attention transformer on the model's hidden states; "mlp": per-token MLP on them and on the
-      question's mean; "pooled": MLP on a segment's mean state and the question's; "standalone": the transformer on
-      token embeddings of its own, which needs no model.
+      question's mean; "pooled": MLP on a segment's mean state and length and the question's state; "standalone": the
+      transformer on token embeddings of its own, which needs no model; "llmlingua2": a bidirectional encoder on the
+      hidden states, blind to the question (`rcp.nn.encoder`).
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone"]
+    kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"]
     inputs: int
     width: int = 128
     depth: int = 2
@@ -63,12 +66,41 @@ def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array
     return order, jnp.take_along_axis(rank, order, axis=1) < 3
 
 
-def early_features(model: Transformer, batch: Batch, layer: int) -> Float[Array, "batch tokens dim"]:
-    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order."""
+def early_features(
+    model: Transformer, batch: Batch, layer: int, *, blind: bool = False
+) -> Float[Array, "batch tokens dim"]:
+    """The model's hidden states after `layer` layers, read question first, put back in the prompt's own order.
+
+    `blind`: read in the prompt's order instead, so that states of the context know nothing of the question behind it.
+    """
+    if blind:
+        return model.hidden(batch.tokens, lengths=layout.prompt_lengths(batch), stop=layer)
     order, there = question_first(batch)
     lengths = jnp.sum(there, axis=1, dtype=jnp.int32)
     hidden = model.hidden(jnp.take_along_axis(batch.tokens, order, axis=1), lengths=lengths, stop=layer)
     return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
+
+
+def piece_features(model: Transformer, batch: Batch, layer: int) -> Float[Array, "batch pieces dim"]:
+    """What the "pooled" scorer sees: mean early states (`early_features`) of every segment and, last, of the question.
+
+    They depend on the example and the frozen model alone, so that they can be computed once for a whole training set.
+    """
+    states = _centred(early_features(model, batch, layer), _read(batch))
+    question = _masked_mean(states, batch.role == Role.QUESTION)
+    return jnp.concatenate([layout.segment_means(states, batch), question], axis=1)
+
+
+def _centred(
+    states: Float[Array, "batch tokens dim"], read: Bool[Array, "batch tokens"]
+) -> Float[Array, "batch tokens dim"]:
+    """States less what all tokens that are `read` have in common, a large part which tells nothing; at scale 1."""
+    return layer_norm(states - _masked_mean(states, read))
+
+
+def _read(batch: Batch) -> Bool[Array, "batch tokens"]:
+    """The tokens that a scorer may look at."""
+    return (batch.role != Role.PAD) & (batch.role != Role.ANSWER)
 
 
 def _masked_mean(x: Float[Array, "batch items dim"], mask: Bool[Array, "batch items"]) -> Float[Array, "batch 1 dim"]:
@@ -92,48 +124,54 @@ class Scorer(nnx.Module):
             self.into, self.question = normal(rngs, inputs, width), normal(rngs, inputs, width)
             self.first = normal(rngs, 2 * width, width)
             self.second = normal(rngs, width, width, scale=0.5 * width**-0.5)
+            self.size = normal(rngs, 1, width, scale=0.5)
+        elif config.kind == "llmlingua2":
+            self.into = normal(rngs, inputs, width)
+            for number in range(config.depth):
+                setattr(self, f"block{number}", EncoderBlock(width, config.heads, rngs))
         else:
             self.into = normal(rngs, inputs, width)
             self.role = normal(rngs, len(Role), width, scale=0.5)
             self.place = normal(rngs, MAX_OFFSET, width, scale=0.5)
             for number in range(config.depth):
                 setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
-        self.token_head = normal(rngs, width, 1, scale=0.01)
-        self.segment_head = normal(rngs, width, 1, scale=0.01)
+        if config.kind != "pooled":
+            self.token_head = normal(rngs, width, 1, scale=0.01)
+        if config.kind != "llmlingua2":
+            self.segment_head = normal(rngs, width, 1, scale=0.01)
         if config.budget:
             self.budget = normal(rngs, 2, width, scale=0.5)
 
     def __call__(
         self,
         batch: Batch,
-        features: Float[Array, "batch tokens inputs"] | None = None,
+        features: Float[Array, "batch places inputs"] | None = None,
         budget: Int[Array, " batch"] | None = None,
     ) -> Scores:
         """Scores every context token and segment.
 
         Args:
           batch: whole prompts; their answers are not looked at.
-          features: hidden states of the model at the prompt's places (`early_features`); None for "standalone".
+          features: hidden states of the model at the prompt's places (`early_features`), for "pooled" those of its
+            pieces (`piece_features`), for "llmlingua2" blind ones; None for "standalone".
           budget: context tokens to keep; looked at, and then needed, where the configuration says so.
         """
-        read = (batch.role != Role.PAD) & (batch.role != Role.ANSWER)
+        share, scale = self._share(batch, budget), self.config.width**0.5
         if self.config.kind == "standalone":
-            features = jnp.take(self.embedding[...], batch.tokens, axis=0, mode="clip")
+            inputs = layer_norm(jnp.take(self.embedding[...], batch.tokens, axis=0, mode="clip"))
         elif features is None:
             raise ValueError(f'the "{self.config.kind}" scorer needs features')
-        else:  # what all tokens of a prompt have in common (a large part of a language model's states) tells nothing
-            features = features - _masked_mean(features, read)
-        inputs, share = layer_norm(features), self._share(batch, budget)
-        if self.config.kind == "pooled":
-            x, pooled = self._pooled(inputs, batch, share)
-        elif self.config.kind == "mlp":
-            x = layer_norm(self._mlp(inputs, batch, share))
-            pooled = layout.segment_means(x, batch)
+        elif self.config.kind == "pooled":
+            segments = scale * (self._pooled(features, batch, share) @ self.segment_head[...])[..., 0]
+            return Scores(layout.of_segment(segments, batch), segments)
+        elif self.config.kind == "llmlingua2":
+            tokens = scale * (self._classified(features, batch, share) @ self.token_head[...])[..., 0]
+            return Scores(tokens, layout.segment_means(tokens, batch))
         else:
-            x = layer_norm(self._transformer(inputs, batch, share, read))
-            pooled = layout.segment_means(x, batch)
-        scale = self.config.width**0.5
-        tokens, segments = x @ self.token_head[...], pooled @ self.segment_head[...]
+            inputs = _centred(features, _read(batch))
+        of_tokens = self._mlp if self.config.kind == "mlp" else self._transformer
+        x = layer_norm(of_tokens(inputs, batch, share))
+        tokens, segments = x @ self.token_head[...], layout.segment_means(x, batch) @ self.segment_head[...]
         return Scores(scale * tokens[..., 0], scale * segments[..., 0])
 
     def _share(self, batch: Batch, budget: Int[Array, " batch"] | None) -> Float[Array, "batch 1 width"] | float:
@@ -146,29 +184,35 @@ class Scorer(nnx.Module):
         share = jnp.clip(budget.astype(jnp.float32) / context, 1e-3, 1.0)
         return (jnp.stack([share, jnp.log(share)], axis=-1) @ self.budget[...])[:, None]
 
-    def _pooled(self, inputs: Any, batch: Batch, share: Any) -> tuple[Array, Array]:
-        """Of every token by its own state, and of every segment by its mean, centred over the segments."""
-        question = _masked_mean(inputs, batch.role == Role.QUESTION) @ self.question[...]
-        means, there = layout.segment_means(inputs, batch), layout.segment_exists(batch)
+    def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments width"]:
+        """Of every segment, by its mean state and its length, both relative to the other segments'."""
+        there = layout.segment_exists(batch)
+        size = jnp.log(jnp.maximum(layout.segment_lengths(batch), 1).astype(jnp.float32))[..., None]
+        means, size = (x - _masked_mean(x, there) for x in (pieces[:, :-1], size))
+        own = means @ self.into[...] + size @ self.size[...]
+        asked = own * (pieces[:, -1:] @ self.question[...])
+        hidden = jax.nn.gelu(jnp.concatenate([own, asked], axis=-1) @ self.first[...] + share)
+        return layer_norm(own + hidden @ self.second[...])
 
-        def joint(own: Array) -> Array:
-            own = own @ self.into[...]
-            hidden = jax.nn.gelu(jnp.concatenate([own, own * question], axis=-1) @ self.first[...] + share)
-            return layer_norm(own + hidden @ self.second[...])
-
-        return joint(inputs), joint(means - _masked_mean(means, there))
+    def _classified(self, features: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
+        """Of every context token, by what stands before and behind it in the context."""
+        context = layout.in_context(batch)
+        x = _centred(features, context) @ self.into[...] + share
+        for number in range(self.config.depth):
+            x = getattr(self, f"block{number}")(x, context)
+        return layer_norm(x)
 
     def _mlp(self, inputs: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
         question = _masked_mean(inputs, batch.role == Role.QUESTION)
         joint = [inputs, inputs * question, jnp.broadcast_to(question, inputs.shape)]
         return jax.nn.gelu(jnp.concatenate(joint, axis=-1) @ self.first[...] + share) @ self.second[...]
 
-    def _transformer(self, inputs: Any, batch: Batch, share: Any, read: Any) -> Float[Array, "batch tokens width"]:
+    def _transformer(self, inputs: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
         group, groups = layout.groups(batch), batch.support.shape[1] + len(Role)
         x = inputs @ self.into[...] + self.role[...][batch.role.astype(jnp.int32)] + share
         x = x + self.place[...][jnp.minimum(layout.places(batch), MAX_OFFSET - 1)]
         question = (batch.role == Role.QUESTION).astype(jnp.float32)
         relevance = jnp.broadcast_to(question[..., None], (*group.shape, self.config.heads))
         for number in range(self.config.depth):
-            x, relevance = getattr(self, f"block{number}")(x, relevance, inputs, group, groups, read)
+            x, relevance = getattr(self, f"block{number}")(x, relevance, inputs, group, groups, _read(batch))
         return x

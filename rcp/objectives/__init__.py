@@ -4,7 +4,7 @@ To add one: a function of (Outcome, Settings) -> [batch], and a line here and in
 """
 
 from rcp.objectives import budget, policy, supervised
-from rcp.objectives.base import Draws, Objective, Outcome, Settings, combine, global_mean
+from rcp.objectives.base import Draws, Labels, Objective, Outcome, Settings, combine, global_mean
 
 OBJECTIVES: dict[str, Objective] = {
     "nll": Objective(supervised.nll, frozenset({"relaxed"})),
@@ -16,4 +16,4 @@ OBJECTIVES: dict[str, Objective] = {
     "budget": Objective(budget.budget, frozenset({"relaxed", "multiplier"})),
 }
 
-__all__ = ["OBJECTIVES", "Draws", "Objective", "Outcome", "Settings", "combine", "global_mean"]
+__all__ = ["OBJECTIVES", "Draws", "Labels", "Objective", "Outcome", "Settings", "combine", "global_mean"]

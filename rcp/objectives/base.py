@@ -35,12 +35,19 @@ class Draws(NamedTuple):
     baseline: Float[Array, " batch"] | None
 
 
+class Labels(NamedTuple):
+    """Keep-labels in [0, 1], -1 where there is nothing or nothing is known. `tokens` None: those of their segments."""
+
+    segments: Float[Array, "batch segments"]
+    tokens: Float[Array, "batch tokens"] | None = None
+
+
 class Outcome(NamedTuple):
     """What the pruner and the model did with a batch. A field is None unless some objective `needs` it.
 
     Attributes:
       segment_scores, token_scores: the pruner's logits [batch, segments], [batch, tokens].
-      labels: float32 [batch, segments] in [0, 1]; -1 where there is no segment or nothing is known.
+      labels: see `Labels`.
       keep: float32 [batch, tokens], relaxed mask.
       nll: float32 [batch], answer NLL (nats a token) read through the relaxed mask.
       kl: float32 [batch], KL (nats a token) from the full-context model's answer distribution to that of the relaxed
@@ -53,7 +60,7 @@ class Outcome(NamedTuple):
     batch: Batch
     token_scores: Float[Array, "batch tokens"]
     segment_scores: Float[Array, "batch segments"]
-    labels: Float[Array, "batch segments"] | None
+    labels: Labels | None
     keep: Float[Array, "batch tokens"] | None
     nll: Float[Array, " batch"] | None
     kl: Float[Array, " batch"] | None

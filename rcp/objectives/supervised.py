@@ -24,18 +24,20 @@ def kl(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
 def bce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
     """Binary cross-entropy of the scores to keep-labels in [0, 1], summed over what has a label, nats.
 
-    Labels belong to segments. Token scores (granularity "token" or "two_stage") learn them too, as the mean over the
-    tokens of a labelled segment (LLMLingua-2's classifier, arXiv 2403.12968, with labels spread over segments).
+    Token scores (granularity "token" or "two_stage") learn the labels of tokens, or where there are none those of their
+    segments: the mean over labelled tokens, times the number of labelled segments.
     """
     assert outcome.labels is not None
-    known = outcome.labels >= 0
+    known = outcome.labels.segments >= 0
     total = jnp.zeros(known.shape[0], jnp.float32)
     if settings.granularity != "token":
-        losses = optax.sigmoid_binary_cross_entropy(outcome.segment_scores, outcome.labels)
+        losses = optax.sigmoid_binary_cross_entropy(outcome.segment_scores, outcome.labels.segments)
         total += jnp.sum(jnp.where(known, losses, 0.0), axis=1)
     if settings.granularity != "segment":
         segment = outcome.batch.segment
-        label = jnp.take_along_axis(outcome.labels, jnp.maximum(segment, 0), axis=1)
+        label = outcome.labels.tokens
+        if label is None:
+            label = jnp.take_along_axis(outcome.labels.segments, jnp.maximum(segment, 0), axis=1)
         losses = optax.sigmoid_binary_cross_entropy(outcome.token_scores, label)
         counted = (segment >= 0) & (label >= 0)
         count = jnp.maximum(jnp.sum(counted, axis=1, dtype=jnp.float32), 1.0)

@@ -25,12 +25,14 @@ class Policy:
     `granularity` None prunes at the granularity of the pruner it is compared with; else the policy insists on its own.
     `swept` is False where the budget makes no difference to the policy, which is then evaluated once. `needs_budget` is
     True where the scores themselves depend on it, and are then computed once a budget; other policies ignore theirs.
+    `draws` is True where the scores depend on `key`.
     """
 
     name: ClassVar[str] = ""
     granularity: ClassVar[Granularity | None] = None
     swept: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         """Logits of keeping: `tokens` float32 [batch, tokens] and `segments` float32 [batch, segments], higher first.

@@ -33,6 +33,7 @@ class Random(Policy):
     """Independent uniform scores, drawn from `key` and the example's number, so that batching changes no draw."""
 
     name = "random"
+    draws = True
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         return _draw(key, jnp.asarray(batch.index), batch.tokens.shape[1], batch.support.shape[1])

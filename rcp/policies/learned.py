@@ -1,8 +1,8 @@
-"""The trained pruner, behind the signature of the policies it is compared with."""
+"""A trained pruner, behind the signature of the policies it is compared with: ours, or another run's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,22 +18,26 @@ from rcp.types import Batch
 @dataclass(frozen=True)
 class Learned(Policy):
     """`score(params, batch, budget)` is a compiled function that gives the pruner's `Scores`; evaluation takes their
-    top k. `told`: whether the budget counts in them.
+    top k. `told`: whether the budget counts in them. `name` and `granularity`: of a run that is a comparison, such as
+    LLMLingua-2's classifier (`rcp.nn.encoder`).
 
     `draw` "sample" or "likely" heeds no budget: what the granularity "independent" keeps is drawn, seeded by `seed`
-    (as CoT-Influx evaluates), or is all that has a probability above 1/2.
+    (as CoT-Influx evaluates), or is all that has a probability above 1/2. `identity`: what decides its
+    scores besides the prompts, fit for json.
     """
 
-    name = "ours"
+    name: str = "ours"  # pyright: ignore[reportIncompatibleVariableOverride]
+    granularity: Granularity | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     score: Callable[[Any, Batch, Array | None], Scores] | None = None
     params: Any = field(default=None, repr=False)
     told: bool = False
     draw: Literal["budget", "sample", "likely"] = "budget"
     seed: int = 0
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def granularity(self) -> Granularity | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return None if self.draw == "budget" else "independent"
+    def __post_init__(self) -> None:
+        if self.draw != "budget":
+            object.__setattr__(self, "granularity", "independent")
 
     @property
     def swept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

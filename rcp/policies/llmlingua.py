@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rcp import sampling
 from rcp.nn.cache import KVCache
-from rcp.nn.layout import context_tokens, first_tokens, in_context, prompt_lengths
+from rcp.nn.layout import context_tokens, in_context, prompt_lengths
 from rcp.nn.pruner import Scores, compact, guaranteed, prune
 from rcp.nn.reader import next_token
 from rcp.policies.base import ReaderPolicy
@@ -63,8 +63,7 @@ def segment_perplexity(model: Any, batch: Batch, length: int) -> Float[Array, "b
     def one(number: Array) -> Float[Array, " batch"]:
         piece = compact(batch, batch.segment == number, length)
         count, information = prompt_lengths(piece), self_information(model, piece)
-        total = jnp.sum(jnp.where(first_tokens(count, information.shape[1]), information, 0.0), axis=1)
-        return total / jnp.maximum(count - 1, 1).astype(jnp.float32)
+        return jnp.sum(information, axis=1) / jnp.maximum(count - 1, 1).astype(jnp.float32)
 
     return jax.lax.map(one, jnp.arange(batch.support.shape[1], dtype=jnp.int32)).T
 
@@ -95,7 +94,7 @@ def compress(
     def step(past: _Read, part: _Block) -> tuple[_Read, tuple[Array, Array]]:
         states, _ = model.hidden(part.tokens, valid=part.there, cache=past.cache)
         before = jnp.concatenate([past.last[:, None], states[:, :-1]], axis=1)
-        information, _ = next_token(model, before, part.tokens)
+        information, _ = next_token(model, before, part.tokens, part.there)
         first = (past.cache.length == 0)[:, None] & (jnp.arange(block) == 0)[None]
         information = jnp.where(first, 0.0, information)  # the first token of all has nothing before it
         seen = past.seen + _count(part.context)

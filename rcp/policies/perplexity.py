@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rcp.nn.layout import prompt_lengths, segment_means
+from rcp.nn.layout import first_tokens, prompt_lengths, segment_means
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import next_token
 from rcp.policies.base import ReaderPolicy
@@ -28,11 +28,12 @@ from rcp.types import Batch
 def self_information(model: Any, batch: Batch) -> Float[Array, "batch tokens"]:
     """-log p(token | tokens before it) in nats, float32 [batch, tokens]; `model` is a `rcp.nn.transformer.Transformer`.
 
-    The first token, which has nothing before it, gets 0.
+    The first token, which has nothing before it, gets 0, and so does padding.
     """
     tokens = jnp.asarray(batch.tokens)
-    hidden = model.hidden(tokens, lengths=prompt_lengths(batch))[:, :-1]
-    surprise, _ = next_token(model, hidden, tokens[:, 1:])
+    lengths = prompt_lengths(batch)
+    hidden = model.hidden(tokens, lengths=lengths)[:, :-1]
+    surprise, _ = next_token(model, hidden, tokens[:, 1:], first_tokens(lengths, tokens.shape[1])[:, 1:])
     return jnp.pad(surprise, ((0, 0), (1, 0)))
 
 

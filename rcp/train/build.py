@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rcp.config import Config
 from rcp.config_fill import fill
-from rcp.data.pipeline import EncodedTask, TrainPipeline
 from rcp.data.tasks import TASKS, Task
-from rcp.nn.influx import InfluxConfig, InfluxScorer
-from rcp.nn.lora import init_lora
-from rcp.nn.scorer import Scorer, ScorerConfig
+from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
+from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
-from rcp.train.optim import make_optimizer
-from rcp.train.parallel import start_processes, this_process
-from rcp.train.reader_step import make_reader_step
-from rcp.train.state import TrainState, new_state
-from rcp.train.step import Networks, make_pruner_step, needs_of
+from rcp.train.outside import Outside
+from rcp.train.parallel import start_processes
+from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
+from rcp.train.step import Networks, View
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]
@@ -38,9 +32,11 @@ class Build:
     """Attributes:
     task, tokenizer: of the run.
     networks: the graphs of model and scorer.
-    stages: "reader" (only where the model is trained from scratch), "warm_start" (where it is configured), "pruner".
+    stages: "reader" (only where the model is trained from scratch), "prepare" and "warm_start" (where they are
+      configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
+    outside: the model behind an endpoint that rewards, where `reward.reader` says so.
     """
 
     task: Task
@@ -48,6 +44,7 @@ class Build:
     networks: Networks
     stages: list[Stage]
     pruned_lengths: Lengths
+    outside: Outside | None = None
 
 
 def build(config: Config) -> Build:
@@ -80,22 +77,23 @@ def build(config: Config) -> Build:
     if not scratch:
         weights = nnx.to_pure_dict(model_state)
     scorer_graph, scorer_params = _scorer(config, model.config)
-    layer = None if config.scorer.kind == "standalone" else config.scorer.layer
-    apart = config.scorer.positions if config.scorer.kind == "cot_influx" else None
-    networks = Networks(model_graph, scorer_graph, layer, config.data.max_answer, apart)
+    networks = Networks(model_graph, scorer_graph, _view(config), config.data.max_answer)
 
     stages = []
     if scratch:
         if not config.reader.steps:
             raise UserError("config.reader.steps is 0, but a model from scratch must be trained before its pruner")
-        stages.append(_reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
+        stages.append(reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
     encoded = cache(lambda: encode_training(config, task, tokenizer))
     lengths = pruned_lengths(config.budget, encoded)
-    warm = _warm_start(config)
-    for name, own, seed in (("warm_start", warm, config.seed + 5), ("pruner", config, config.seed + 3)):
-        if own is not None:
-            stages.append(_pruner_stage(name, own, seed, encoded, networks, scorer_params, weights, lengths, origin))
-    return Build(task, tokenizer, networks, stages, lengths)
+    outside = Outside(config, task, tokenizer, encoded) if config.reward.reader == "openai" else None
+    parts = Parts(networks, encoded, lengths, scorer_params, weights, origin, outside)
+    if config.train.prepare:
+        stages.append(prepare_stage(config, parts, model.config.d_model))
+    if config.warm_start.steps:
+        stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
+    stages.append(pruner_stage("pruner", config, config.seed + 3, parts))
+    return Build(task, tokenizer, networks, stages, lengths, outside)
 
 
 def make_task(config: Config) -> Task:
@@ -103,20 +101,6 @@ def make_task(config: Config) -> Task:
     if config.task.name not in TASKS:
         raise UserError(f"config.task.name is {config.task.name!r}; known tasks: {', '.join(sorted(TASKS))}")
     return fill(TASKS[config.task.name], config.task.fields, "config.task")
-
-
-def encode_training(config: Config, task: Task, tokenizer: Tokenizer, *, first: bool = False) -> EncodedTask:
-    """The training examples of the pruner's stage, or of the reader's (`first`); tokenised when they are asked for."""
-    return EncodedTask(
-        task,
-        tokenizer,
-        "train",
-        None if first else config.data.train_examples,
-        lengths=(config.reader.lengths if first else None) or config.data.lengths,
-        max_segments=config.data.max_segments,
-        max_answer=config.data.max_answer,
-        overlong=config.data.overlong,
-    )
 
 
 def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
@@ -144,10 +128,24 @@ def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     return Transformer(shape, rngs=nnx.Rngs(config.seed), dtype=m.dtype, param_dtype="float32")
 
 
+def _view(config: Config) -> View | None:
+    """What the scorer reads of the model."""
+    s = config.scorer
+    if s.kind == "standalone":
+        return None
+    if s.kind == "cot_influx":
+        return partial(shot_states, layer=s.layer, positions=s.positions)
+    if s.kind == "pooled":
+        return partial(piece_features, layer=s.layer)
+    return partial(early_features, layer=s.layer, blind=s.kind == "llmlingua2")
+
+
 def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Params]:
     s = config.scorer
     if s.width % s.heads:
         raise UserError(f"config.scorer.width is {s.width}: expected a multiple of config.scorer.heads = {s.heads}")
+    if s.kind == "llmlingua2" and s.width // s.heads % 2:
+        raise UserError(f"config.scorer.width is {s.width}: expected an even multiple of the heads, {s.heads}")
     if s.kind != "standalone" and not 0 <= s.layer <= model.n_layers:
         raise UserError(f"config.scorer.layer is {s.layer}: expected 0 to {model.n_layers}, the model's layers")
     inputs, rngs = model.vocab_size if s.kind == "standalone" else model.d_model, nnx.Rngs(config.seed + 1)
@@ -157,91 +155,3 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
         scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), rngs)
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)
-
-
-def _reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Networks, initial: Params) -> Stage:
-    r = config.reader
-    own_task = fill(TASKS[config.task.name], {**config.task.fields, **r.task}, "config.reader.task") if r.task else task
-    optim = replace(config.optim, model_learning_rate=r.learning_rate, warmup_steps=r.warmup_steps)
-    optimizer = make_optimizer(optim, r.steps, ("model",))
-
-    def init_state(previous: Params | None) -> TrainState:
-        params = {"model": initial}
-        return new_state(config.seed, params, optimizer.init(params))
-
-    def make_pipeline() -> TrainPipeline:
-        encoded = encode_training(config, own_task, tokenizer, first=True)
-        return TrainPipeline(
-            encoded, batch_size=r.batch_size or config.data.batch_size, seed=config.seed, shard=this_process()
-        )
-
-    return Stage("reader", r.steps, make_reader_step(networks, optimizer), init_state, lambda _: {}, make_pipeline)
-
-
-def _warm_start(config: Config) -> Config | None:
-    """The pruner's config with the steps and objectives of its warm start and the model frozen, if there is one."""
-    w = config.warm_start
-    if not w.steps:
-        return None
-    train, model = replace(config.train, steps=w.steps), replace(config.model, train="frozen")
-    return replace(config, objectives=w.objectives, train=train, model=model)
-
-
-def _pruner_stage(
-    name: str,
-    config: Config,
-    seed: int,
-    encoded: Callable[[], EncodedTask],
-    networks: Networks,
-    scorer_params: Params,
-    weights: Params | None,
-    lengths: Lengths,
-    origin: str | None,
-) -> Stage:
-    updates = config.train.steps * config.policy.updates
-    partitions = ("pruner",)
-    if config.model.train != "frozen":
-        partitions += ("model" if config.model.train == "full" else "lora",)
-    if "multiplier" in needs_of(config):
-        partitions += ("dual",)
-    optimizer = make_optimizer(config.optim, updates, partitions)
-
-    def model_params(previous: Params | None) -> Params:
-        if weights is not None:
-            return weights
-        assert previous is not None
-        return previous["model"]
-
-    def init_state(previous: Params | None) -> TrainState:
-        params: Params = {"pruner": (previous or {}).get("pruner", scorer_params)}
-        if config.model.train == "full":
-            params["model"] = model_params(previous)
-        elif config.model.train == "lora":
-            params["lora"] = init_lora(model_params(previous), config.model.lora_rank, jax.random.key(config.seed + 2))
-        if "dual" in partitions:
-            params["dual"] = {"budget": jnp.zeros((), jnp.float32)}
-        aux = {"baseline": jnp.zeros((), jnp.float32)} if config.policy.baseline == "moving_average" else {}
-        return new_state(seed, params, optimizer.init(params), aux)
-
-    def frozen(previous: Params | None) -> Params:
-        return {} if config.model.train == "full" else {"model": model_params(previous)}
-
-    def make_pipeline() -> TrainPipeline:
-        pipeline = TrainPipeline(
-            encoded(),
-            batch_size=config.data.batch_size,
-            seed=seed + 1,
-            phases=config.data.phases,
-            repeats=config.data.repeats,
-            shard=this_process(),
-        )
-        known = pipeline.encoded.examples[0].support is not None
-        if "bce" in config.objectives and config.labels.source == "support" and not known:
-            raise UserError(
-                f'config.labels.source is "support", but the task {config.task.name} does not know which segments a '
-                'question needs: expected "leave_one_out" or "alone"'
-            )
-        return pipeline
-
-    step = make_pruner_step(config, networks, optimizer, lengths)
-    return Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=origin)

@@ -1,31 +1,61 @@
-"""Keep-labels for the objective "bce": from the task, or from what each segment does to the model's answer."""
+"""Keep-labels for the objective "bce": from the task, or from what segments or tokens do to the model's answer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rcp.config import LabelConfig
-from rcp.nn.gains import Read, gains_beside, gains_within
-from rcp.nn.layout import segment_exists
+from rcp.nn.gains import Read, gains_beside, gains_of_tokens, gains_within
+from rcp.nn.layout import in_context, membership, segment_exists
+from rcp.objectives import Labels
 from rcp.types import Batch
 
 
-def keep_labels(config: LabelConfig, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"]:
-    """Labels in [0, 1], -1 where there is no segment or the task knows nothing.
+def segment_gains(config: LabelConfig, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"] | None:
+    """What each segment does for the answer, nats a token; None where no labels are made of that.
 
     Args:
       read: the frozen model on prompts.
       length: static length that holds any prompt with one segment (only "alone" reads so short ones).
     """
-    if config.source == "support":
-        return batch.support.astype(jnp.float32)
     if config.source == "alone":
-        gains = gains_beside(jnp.zeros(batch.role.shape, bool), batch, read, length)
-    else:
-        gains = gains_within(batch, read)
+        return gains_beside(jnp.zeros(batch.role.shape, bool), batch, read, length)
+    return gains_within(batch, read) if config.source == "leave_one_out" else None
+
+
+def keep_labels(
+    config: LabelConfig,
+    batch: Batch,
+    gains: Float[Array, "batch segments"] | None,
+    nll: Callable[[Float[Array, "batch tokens"]], Float[Array, " batch"]],
+) -> Labels:
+    """Labels of the segments, and of the tokens where the source tells them apart.
+
+    Args:
+      gains: `segment_gains` of this batch.
+      nll: of the answers, read through a keep-mask (only "tokens" does).
+    """
+    if config.source == "support":
+        return Labels(batch.support.astype(jnp.float32))
     there = segment_exists(batch)
+    if config.source == "tokens":
+        of_tokens = gains_of_tokens(batch, nll)
+        total = jnp.einsum("bts,bt->bs", membership(batch).astype(jnp.float32), of_tokens)
+        context = in_context(batch)
+        scale = jnp.sum(context, axis=1, keepdims=True, dtype=jnp.float32)  # far above what `_soft` adds to a variance
+        return Labels(_soft(config, total, there), _soft(config, scale * of_tokens, context))
+    assert gains is not None
+    return Labels(_soft(config, gains, there))
+
+
+def _soft(
+    config: LabelConfig, gains: Float[Array, "batch n"], there: Bool[Array, "batch n"]
+) -> Float[Array, "batch n"]:
+    """sigmoid(sharpness * (z - above)), z the gain standardised within the example; -1 where nothing is there."""
     count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
     mean = jnp.sum(jnp.where(there, gains, 0.0), axis=1, keepdims=True) / count
     variance = jnp.sum(jnp.where(there, jnp.square(gains - mean), 0.0), axis=1, keepdims=True) / count

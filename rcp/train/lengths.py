@@ -24,14 +24,13 @@ def pruned_lengths(budget: BudgetConfig, encoded: Callable[[], EncodedTask]) -> 
         for index in range(len(examples)):
             example = examples[index]
             sizes = [len(segment) for segment in example.context]
-            fixed = example.length - sum(sizes)
             # At least what `pruner.budget_of_rate` computes in float32.
             kept = max(budget.keep_tokens or (int(max(budget.keep_rates) * sum(sizes) * (1 + 2**-21) + 2e-4),))
             if budget.granularity == "independent":  # no budget: all of it may be kept
                 kept = sum(sizes)
             forced = sum(int(mask.sum()) for mask in example.forced)
-            short = max(short, fixed + min(max(kept, forced, 1), sum(sizes)))
-            single = max(single, fixed + max(sizes))
+            short = max(short, example.fixed + min(max(kept, forced, 1), sum(sizes)))
+            single = max(single, example.fixed + max(sizes))
         return round_up(short, MULTIPLE), round_up(single, MULTIPLE)
 
     return lambda whole: (min(measured()[0], whole), min(measured()[1], whole))

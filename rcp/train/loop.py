@@ -58,6 +58,7 @@ class Stage:
       frozen: from the same params to the values that the step reads and does not change.
       make_pipeline: a fresh pipeline at its beginning.
       count_tokens: tokens of a batch, for tokens/s.
+      failure: what went wrong outside the step, if anything has: it is raised before what the step made of it is saved.
       weights: fingerprint of the published weights that the stage starts from, if any; its checkpoints carry it.
     """
 
@@ -69,6 +70,7 @@ class Stage:
     make_pipeline: Callable[[], Pipeline]
     count_tokens: Callable[[Any], int] = count_tokens
     weights: str | None = None
+    failure: Callable[[], Exception | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def _run_stage(
                 if saving:
                     report.add(done, metrics, tokens)
                     report.drain()  # every row up to `done` is on disk before the checkpoint that stands for them
+                    _raise(stage.failure())
                     log.flush()
                     final = parallel.fetch(state)
                     checkpoints.save(done, final, pipeline.get_state())
@@ -221,10 +224,16 @@ def _run_stage(
                 counted = tokens
                 tokens, batch = _next(stage, pipeline, parallel)
                 if not saving:
+                    _raise(stage.failure())
                     report.add(done, metrics, counted)
     finally:
         checkpoints.close()
     return Result(done >= stage.steps, stage.name, done, final, None if done >= stage.steps else stop.signal)
+
+
+def _raise(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def _stopping(stop: Stop, parallel: Parallel, saving: bool) -> bool:

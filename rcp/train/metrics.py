@@ -138,7 +138,8 @@ class Bar:
 
     def update(self, done: int, metrics: Mapping[str, float], speed: float) -> None:
         """Shows that `done` steps are taken, with the loss of the last and tokens a second."""
-        text = f"loss {metrics.get('loss', math.nan):.4f}  {_short(speed)} tokens/s"
+        shown = "loss" if "loss" in metrics else next(iter(metrics), "")
+        text = f"{shown} {metrics.get(shown, math.nan):.4f}  {_short(speed)} tokens/s"
         if metrics.get("nonfinite_run"):
             text += f"  skipped {metrics['nonfinite_run']:.0f} in a row"
         if self._progress:

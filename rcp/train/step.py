@@ -19,36 +19,36 @@ from jaxtyping import Array, Float, Int
 
 from rcp.config import Config
 from rcp.nn import pruner
-from rcp.nn.influx import shot_states
 from rcp.nn.lengths import of_own_length
 from rcp.nn.lora import apply_lora
 from rcp.nn.pruner import Pruned, Scores
 from rcp.nn.reader import Reading, read
 from rcp.nn.relax import relax
-from rcp.nn.scorer import early_features
-from rcp.objectives import OBJECTIVES, Draws, Outcome, Settings, combine, global_mean
+from rcp.nn.transformer import Transformer
+from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
-from rcp.train.labels import keep_labels
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.optim import objective_weight
+from rcp.train.outside import Judge
 from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
 
 Params = dict[str, Any]
+View = Callable[[Transformer, Batch], Array]
 
 
 @dataclass(frozen=True)
 class Networks:
     """The two graphs, without their parameters.
 
-    `feature_layer`: of the model, that the scorer reads; None for a scorer that stands alone. `apart`: whether it reads
-    each segment by itself, and then how many tokens of it at most; None for the whole prompt, question first.
+    `view`: what the scorer reads of the model; None for a scorer that stands alone.
     """
 
     model: nnx.GraphDef
     scorer: nnx.GraphDef
-    feature_layer: int | None
+    view: View | None
     max_answer: int
-    apart: int | None = None
+    blind: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
         weights = params["model"] if "model" in params else frozen["model"]
@@ -56,12 +56,9 @@ class Networks:
 
     def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
         """The scorer's view of a batch, without gradient."""
-        if self.feature_layer is None:
+        if self.view is None:
             return None
-        model = self.model_of(params, frozen)
-        if self.apart is not None:
-            return jax.lax.stop_gradient(shot_states(model, batch, self.feature_layer, self.apart))
-        return jax.lax.stop_gradient(early_features(model, batch, self.feature_layer))
+        return jax.lax.stop_gradient(self.view(self.model_of(params, frozen), batch))
 
     def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
         return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
@@ -87,7 +84,7 @@ class Collected(NamedTuple):
     features: Array | None
     budget: Int[Array, " batch"]
     keys: Array
-    labels: Array | None
+    labels: Labels | None
     full: Array | None  # log-probabilities of the full-context model
     pruned: Pruned | None
     old_log_prob: Array | None
@@ -106,14 +103,16 @@ def make_pruner_step(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     lengths: Callable[[int], tuple[int, int]],
+    judge: Judge | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of the pruner's stage.
 
     Args:
       lengths: from the static length of a whole prompt to those that hold it pruned and with one segment alone.
+      judge: answers the drawn prompts in place of the model; see `rcp.train.outside`.
     """
     objectives = {name: OBJECTIVES[name] for name in config.objectives}
-    needs, granularity = needs_of(config), config.budget.granularity
+    needs, granularity, cut = needs_of(config), config.budget.granularity, config.budget.cut
     weights = {name: objective_weight(c, config.train.steps) for name, c in config.objectives.items()}
     settings = Settings(config.policy.baseline, config.policy.normalise, config.policy.clip, granularity)
     r = config.reward
@@ -131,13 +130,24 @@ def make_pruner_step(
         base = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
         budget = budget_of(batch, keys)
-        features = networks.features(state.params, frozen, batch)
+        prepared = {name: x[batch.index] for name, x in frozen.get("prepared", {}).items()}
+        features = prepared.get("features")
+        if features is None:
+            features = networks.features(state.params, frozen, batch)
         short, single = lengths(batch.role.shape[1])
 
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
 
-        labels = keep_labels(config.labels, batch, read_batch, single) if "labels" in needs else None
+        def through_mask(keep: Array) -> Array:
+            return networks.read(state.params, frozen, batch, keep).nll
+
+        labels = None
+        if "labels" in needs:
+            gains = prepared.get("gains")
+            if gains is None:
+                gains = segment_gains(config.labels, batch, read_batch, single)
+            labels = keep_labels(config.labels, batch, gains, through_mask)
         full = None
         if "full" in needs:
             full = networks.read(state.params, frozen, batch, log_probs=True).log_probs
@@ -151,16 +161,42 @@ def make_pruner_step(
             reading = read_batch(pruner.compact(batch, pruned.keep, short))
             return reward(reading.nll, reading.exact, pruned.kept, context, reward_weights), reading.exact
 
-        def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
+        def earn_outside(pruned: Pruned) -> tuple[Array, Array]:
+            """Of several draws together; what the judge does not say of the likelihood is the model's."""
+            assert judge is not None
+            verdict = judge(pruned.keep, batch)
+            if verdict.nll_sum is not None:
+                answers = jnp.sum(batch.role == Role.ANSWER, axis=1, dtype=jnp.float32)
+                nll = verdict.nll_sum / jnp.maximum(answers, 1.0)[None]
+            elif r.likelihood:
+                nll = jax.lax.map(lambda keep: read_batch(pruner.compact(batch, keep, short)).nll, pruned.keep)
+            else:
+                nll = jnp.zeros(verdict.exact.shape, jnp.float32)
+            earned = reward(nll, verdict.exact, pruned.kept, context[None], reward_weights)
+            return earned + verdict.trouble, verdict.exact
+
+        def draw(sample: Array) -> tuple[Pruned, Array]:
             own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
-            pruned = pruner.prune(scores, batch, budget, granularity=granularity, keys=own)
-            old = pruner.log_prob(scores, batch, pruned, granularity=granularity)
+            pruned = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut, keys=own)
+            return pruned, pruner.log_prob(scores, batch, pruned, granularity=granularity)
+
+        def one(sample: Array) -> tuple[Pruned, Array, Array, Array]:
+            pruned, old = draw(sample)
             return (pruned, old, *earn(pruned))
 
-        pruned, old, rewards, exact = jax.lax.map(one, jnp.arange(config.policy.samples, dtype=jnp.int32))
+        samples = jnp.arange(config.policy.samples, dtype=jnp.int32)
+        if judge is None:
+            pruned, old, rewards, exact = jax.lax.map(one, samples)
+        else:
+            pruned, old = jax.lax.map(draw, samples)
+            rewards, exact = earn_outside(pruned)
         baseline = None
         if config.policy.baseline == "self_critical":
-            baseline, _ = earn(pruner.prune(scores, batch, budget, granularity=granularity))
+            best = pruner.prune(scores, batch, budget, granularity=granularity, cut=cut)
+            if judge is None:
+                baseline, _ = earn(best)
+            else:
+                baseline = earn_outside(jax.tree.map(lambda x: x[None], best))[0][0]
         elif config.policy.baseline == "moving_average":
             baseline = jnp.broadcast_to(state.aux["baseline"], rewards.shape[1:])
         return Collected(features, budget, keys, labels, full, pruned, old, rewards, exact, baseline)
@@ -177,6 +213,7 @@ def make_pruner_step(
                 granularity=granularity,
                 temperature=config.relax.temperature,
                 method=config.relax.method,
+                cut=cut,
                 keys=own,
             )
             reading = networks.read(params, frozen, batch, keep, log_probs="full" in needs)

@@ -30,6 +30,12 @@ def write_tiny(folder: Path, rows: int = 40) -> Path:
     (folder / "svamp.json").write_text(json.dumps(svamp))
     addsub = [{"sQuestion": f"Joan found {n} shells . How many ? ", "lSolutions": [str(n)]} for n in range(rows)]
     (folder / "addsub.json").write_text(json.dumps(addsub, indent=1))
+    for name in ("multiarith", "singleeq"):
+        made = [
+            {"sQuestion": f"Ann has {n} pens and {n}.5 more . How many ?", "lSolutions": [2 * n + 0.5]}
+            for n in range(rows)
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(made))
     mrd3 = [
         {
             "instruction": f"A box weighs {n} kg. How much do two weigh? \n ",

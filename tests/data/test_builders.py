@@ -23,7 +23,7 @@ from .raw_files import write_tiny
 builders = pytest.importorskip("rcp.data.builders")
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "mrd3"])
+@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "multiarith", "singleeq", "mrd3"])
 def test_word_problems_round_trip(tmp_path, name):
     manual = write_tiny(tmp_path / "manual")
     builder = builders.prepare(name, data_dir=tmp_path / "tfds", manual_dir=manual)

@@ -13,7 +13,7 @@ import pytest
 from rcp.data.pipeline import EncodedTask, TrainPipeline, eval_batches
 from rcp.data.tasks.base import LazyExamples, Split
 from rcp.data.tasks.chain import Chain
-from rcp.types import Batch, Example, Tokenizer, UserError
+from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 TASK = Chain(segments=(2, 6), test_segments=(3, 8), train_size=50)
 TOKENIZER = TASK.tokenizer()
@@ -58,8 +58,6 @@ def test_every_epoch_has_every_example_once_in_another_order():
     epochs = [np.concatenate([next(stream).index for _ in range(5)]).tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
-    ordered = pipeline(batch_size=10, shuffle=False)
-    assert np.concatenate([next(ordered).index for _ in range(6)]).tolist() == [*range(50), *range(10)]
 
 
 def test_phases_are_gone_over_one_after_another_each_so_many_times():
@@ -73,8 +71,6 @@ def test_phases_are_gone_over_one_after_another_each_so_many_times():
         assert [sorted(own) for own in passes] == [list(phase) for phase in phases]
         assert all(passes[i] != passes[i + 1] for i in (0, 2, 4))
     assert indices[:100] != indices[100:]
-    ordered = pipeline(batch_size=1, shuffle=False, phases=3)
-    assert [int(next(ordered).index[0]) for _ in range(60)] == [*range(50), *range(10)]
     with pytest.raises(UserError, match=r"data.phases = 51: expected at most the 50"):
         pipeline(phases=51)
 
@@ -150,6 +146,33 @@ class Counted:
         return None
 
 
+@dataclass(frozen=True)
+class Uneven(Counted):
+    """Questions of one to five tokens more than a full stop."""
+
+    def make(self, index: int) -> Example:
+        return Example("", (" v1 = 2 ;",), " v1" * (1 + index * 7 % 5) + " ?", " 2", group="a", uid=str(index))
+
+
+def fixed_lengths(batch: Batch) -> np.ndarray:
+    return np.sum((batch.role != Role.PAD) & (batch.role != Role.CONTEXT), axis=1)
+
+
+def test_an_ordered_stream_has_prompts_of_like_length_together_and_repeats():
+    encoded = EncodedTask(Uneven(), TOKENIZER, "train", 20, lengths=(16,), max_segments=1)
+    ordered = TrainPipeline(encoded, batch_size=4, seed=0, ordered=True)
+    batches = [next(ordered) for _ in range(6)]
+    assert [set(fixed_lengths(batch)) for batch in batches] == [{n} for n in (3, 4, 5, 6, 7, 3)]
+    index = [batch.index.tolist() for batch in batches]
+    assert sorted(itertools.chain(*index[:5])) == list(range(20)) and index[5] == index[0]
+
+
+def test_evaluation_reads_prompts_of_like_length_together():
+    batches, examples = eval_batches(Uneven(), TOKENIZER, "test", 20, batch_size=4, lengths=(16,), max_segments=1)
+    assert [set(fixed_lengths(batch)) for batch in batches] == [{n} for n in (3, 4, 5, 6, 7)]
+    assert [example.uid for example in examples] == [str(i) for i in range(20)]
+
+
 def test_an_epoch_does_not_tokenise_again():
     task = Counted()
     encoded = EncodedTask(task, TOKENIZER, "train", 8, lengths=(16,), max_segments=1)
@@ -163,13 +186,13 @@ def test_an_epoch_does_not_tokenise_again():
         EncodedTask(task, TOKENIZER, "train", 0, lengths=(16,), max_segments=1)
 
 
-def test_eval_batches_in_order_and_filled_up():
+def test_eval_batches_are_whole_and_filled_up():
     batches, examples = eval_batches(TASK, TOKENIZER, "test", 11, batch_size=4, lengths=(16, 40, 64), max_segments=8)
     assert [b.tokens.shape for b in batches] == [(4, 40)] * 3 and len(examples) == 11
     assert [w for b in batches for w in b.weight] == [1.0] * 11 + [0.0]
     index, tokens = (np.concatenate([getattr(b, name) for b in batches])[:11] for name in ("index", "tokens"))
-    assert index.tolist() == list(range(11))
-    for row, example in zip(tokens, examples, strict=True):
+    assert sorted(index.tolist()) == list(range(11))
+    for row, example in zip(tokens, [examples[i] for i in index], strict=True):
         text = "".join(example.context) + example.question + example.answer
         assert TOKENIZER.decode(row[: len(text.split())].tolist()) == text
     assert (batches[-1].role[-1] != 0).any()

@@ -32,9 +32,42 @@ def test_readers(folder):
     assert (row.question, row.solution) == ("Tom had 2 $, how many are left?", "The answer is 2.")
     row = sources.problems("addsub", "test")[2]
     assert (row.question, row.answer) == ("Joan found 2 shells. How many?", "2")
+    row = sources.problems("singleeq", "test")[2]
+    assert (row.question, row.answer) == ("Ann has 2 pens and 2.5 more. How many?", "4.5")
     row = sources.problems("mrd3", "train")[6]
     assert (row.question, row.difficulty, row.steps) == ("A box weighs 6 kg. How much do two weigh?", 3, 2)
     assert row.solution == "Two weigh 2 x 6 = 12 kg. The answer is 12."
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "expected"),
+    [
+        ("( 76.0 - 25.0 )", "51", "76 - 25 = 51. The answer is 51."),
+        ("( ( 4.0 + 2.5 ) - 3.0 )", "3.5", "(4 + 2.5) - 3 = 3.5. The answer is 3.5."),
+        ("X = 70 - 27", "43", "70 - 27 = 43. The answer is 43."),
+        ("18 + X = 40", "22", "18 + X = 40, so X = 22. The answer is 22."),
+        ("X = 3 = 4", "4", "The answer is 4."),
+        ("8.0", "8", "The answer is 8."),
+        (None, "2", "The answer is 2."),
+    ],
+)
+def test_published_equations_are_the_worked_solutions(equation, answer, expected):
+    assert sources.equation_solution(equation, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("equation", "solution"),
+    [
+        ("X=((4.0+5.0)*3.0)", "(4 + 5) * 3 = 27. The answer is 27."),
+        ("x=9*3", "9 * 3 = 27. The answer is 27."),
+        ("x-20=7", "X - 20 = 7, so X = 27. The answer is 27."),
+        ("X = 70 - 43", "70 - 43 = 27. The answer is 27."),
+    ],
+)
+def test_equations_without_spaces_are_read_as_those_with(folder, equation, solution):
+    row = {"sQuestion": "How many ?", "lSolutions": [27.0], "lEquations": [equation]}
+    (folder / "multiarith.json").write_text(json.dumps([row]))
+    assert sources.problems("multiarith", "test")[0].solution == solution
 
 
 def test_parts_do_not_overlap(folder):
@@ -54,7 +87,7 @@ def test_parts_do_not_overlap(folder):
 
 
 @pytest.mark.parametrize("candidates", ["random", "bm25"])
-@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "mrd3"])
+@pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "multiarith", "singleeq", "mrd3"])
 def test_prompts(folder, name, candidates):
     task = TASKS[name](candidates=candidates, **SMALL)
     for number, example in enumerate(task.examples("test", 5)):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
-from rcp.evaluate.answers import by_decoding
+from rcp.evaluate.answers import Decoding, by_decoding, majority
 from rcp.infer.generate import generate
 from rcp.nn.reader import read
 from rcp.nn.transformer import Transformer, TransformerConfig
@@ -39,8 +39,42 @@ def test_decoding_and_teacher_forcing_agree() -> None:
     gold[1] = gold[1].rsplit(" ", 1)[0] + (" w3" if not gold[1].endswith(" w3") else " w4")
     examples = [Example("", (prompt,), " w7", answer) for prompt, answer in zip(prompts, gold)]
     batch = batch_of(examples)
-    judge = by_decoding(lambda _: model, TOKENIZER, lambda text, example: text == example.answer, examples, max_new=2)
+
+    def check(text: str, example: Example) -> bool:
+        return text == example.answer
+
+    judge = by_decoding(lambda _: model, TOKENIZER, check, examples, Decoding(max_new=2))
     exact = jax.jit(lambda batch: read(model, batch, max_answer=4).exact)(batch)
     np.testing.assert_array_equal(exact, [True, False, True])
     decoded = jax.jit(judge.decode)(None, batch)
     np.testing.assert_array_equal(judge.correct(decoded, batch), exact)
+
+
+def test_the_answer_of_most_samples_is_judged_and_ties_go_to_the_first() -> None:
+    def last(text: str) -> str | None:
+        return text.split()[-1] if text.split() else None
+
+    assert majority(["a 1", "b 2", "c 2", "d 1", "e 2"], last) == "b 2"
+    assert majority(["a 1", "b 2", "c 2", "d 1"], last) == "a 1"
+    assert majority(["", "b 2", ""], last) == "b 2", "a text without an answer has no vote"
+    assert majority(["", ""], last) == ""
+
+
+def test_samples_of_a_model_that_is_sure_are_its_greedy_answer() -> None:
+    config = TransformerConfig(
+        vocab_size=TOKENIZER.vocab_size, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=16
+    )
+    graph, params = nnx.split(Transformer(config, rngs=nnx.Rngs(1)))
+    model = nnx.merge(graph, jax.tree.map(lambda x: x * 20, params))
+    batch = batch_of([Example("", (prompt,), " w7", " w8 w9") for prompt in (" w1 w2", " w3")])
+    heard: list[str] = []
+
+    def check(text: str, example: Example) -> bool:
+        heard.append(text)
+        return True
+
+    for decoding in (Decoding(2), Decoding(2, samples=5, temperature=0.01, top_p=0.9)):
+        judge = by_decoding(lambda _: model, TOKENIZER, check, [Example("", ("",), "", "")] * 2, decoding)
+        judge.correct(jax.jit(judge.decode)(None, batch), batch)
+    assert heard[:2] == heard[2:] and len(set(heard)) > 1
+    assert str(decoding).startswith("the answer that most of 5 samples gave (temperature 0.01, top-p 0.9)")

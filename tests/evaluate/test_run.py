@@ -37,8 +37,34 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_another_run_is_compared_under_its_name(workdir: Path, tmp_path: Path, capsys) -> None:
+    """LLMLingua-2's classifier, trained on labels of tokens, beside the run whose reader it shares."""
+    other = tmp_path / "llmlingua2"
+    flags = [
+        "--config.scorer.kind=llmlingua2",
+        "--config.scorer.layer=1",
+        "--config.budget.granularity=token",
+        "--config.labels.source=tokens",
+    ]
+    assert main(["train", f"--config={workdir / 'tiny.py'}", f"--workdir={other}", *flags]) == 0
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    small = ["--config.eval.methods=['random','ours']", "--config.eval.examples=4", "--config.eval.batch_size=4"]
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.llmlingua2={other}", *small]) == 0
+    results = read_results(copy / "eval" / "results.npz")
+    assert [name for name, _ in results.settings] == ["random", "random", "ours", "ours", "llmlingua2", "llmlingua2"]
+    for (_, rate), kept in zip(results.settings, results.kept):
+        np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
+    assert any(row["method"] == "llmlingua2" for row in json.loads((copy / "eval" / "paired.json").read_text()))
+    capsys.readouterr()
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.random={other}", *small]) == 2
+    assert "random is a method's name" in capsys.readouterr().err
+    assert main(["eval", f"--workdir={copy}", f"--config.eval.runs.x={tmp_path / 'none'}", *small]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_eval_writes_every_file(workdir: Path) -> None:
-    assert {path.name for path in (workdir / "eval").iterdir()} == set(FILES)
+    assert {path.name for path in (workdir / "eval").iterdir()} == {*FILES, "cells"}
 
 
 def test_report_compares_all_methods_at_all_rates(workdir: Path) -> None:
@@ -70,6 +96,32 @@ def test_the_methods_that_are_not_default_spend_the_same(workdir: Path, tmp_path
     assert list(dict.fromkeys(method for method, _ in results.settings)) == methods
     for (_, rate), kept in zip(results.settings, results.kept):
         np.testing.assert_array_equal(kept, np.maximum(1, np.floor(rate * results.context + 1e-4)))
+
+
+def test_a_second_eval_computes_what_is_missing_or_stale(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    before = read_results(copy / "eval" / "results.npz")
+
+    def again(*flags: str) -> str:
+        flags = ("--config.eval.examples=12", "--config.eval.batch_size=8", *flags)
+        assert main(["eval", f"--workdir={copy}", *flags]) == 0
+        return capsys.readouterr().out
+
+    out = again()
+    assert out.count("2 of 2 batches are in") == len(DEFAULT_METHODS)
+    assert "compiled not at all: every number was there" in out
+    after = read_results(copy / "eval" / "results.npz")
+    for name in ("nll", "em", "kept", "prune_seconds", "model_seconds"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    (copy / "eval" / "cells" / "bm25.npz").unlink()
+    out = again()
+    assert "bm25: 2 of 2" not in out and "first: 2 of 2 batches are in" in out and "compiled once" in out
+    assert main(["train", f"--workdir={copy}", "--config.train.steps=3"]) == 0
+    out = again("--config.eval.methods=['random', 'ours']")
+    assert "random: 2 of 2" in out and "ours.npz is stale: pruner was" in out and "ours: 2 of 2" not in out
 
 
 def test_prune_prints_the_text_and_the_counts(

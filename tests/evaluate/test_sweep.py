@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcp.data.pack import collate, encode
-from rcp.data.tokenizer import SymbolTokenizer
 from rcp.evaluate.budgets import Budget, forced_over, make_budgets
 from rcp.evaluate.lengths import LENGTHS, ROUND, shared_lengths
 from rcp.evaluate.page import page
 from rcp.evaluate.results import Results
 from rcp.evaluate.sweep import Judge, Reader, sweep
 from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
-from rcp.types import Batch, Example, Role, UserError
+from rcp.types import Batch, Role, UserError
+from tests.evaluate.known import COUNT, ROWS, SEGMENTS, TOKENIZER, WORDS, batches, read
 
 pytestmark = pytest.mark.lax
-TOKENIZER = SymbolTokenizer([f"w{i}" for i in range(300)] + ["<b>"])
-SEGMENTS, WORDS, COUNT, ROWS = 10, 10, 7, 4
-
-
-class Reading(NamedTuple):
-    nll_sum: Any
-    answer_tokens: Any
-    exact: Any
-
-
-def examples() -> list[Example]:
-    """Segment 4 of example i holds the answer."""
-    out = []
-    for i in range(COUNT):
-        context = tuple("".join(f" w{(i + 17 * s + j) % 299}" for j in range(WORDS)) for s in range(SEGMENTS))
-        out.append(Example(" w0", context, " w1", " <b> w2", support=(4,), group=f"g{i % 2}"))
-    return out
-
-
-def batches() -> list[Batch]:
-    encoded = [encode(example, TOKENIZER, index=i, group=i % 2) for i, example in enumerate(examples())]
-    return [collate(encoded[at : at + ROWS], 128, SEGMENTS, ROWS) for at in range(0, COUNT, ROWS)]
-
-
-def read(params: Any, batch: Batch) -> Reading:
-    """Answers where all of segment 4 is there; the NLL is params["cost"] times the context tokens read."""
-    context = batch.role == Role.CONTEXT
-    answered = jnp.sum(context & (batch.segment == 4), axis=1) == WORDS
-    nll = params["cost"] * jnp.sum(context, axis=1).astype(jnp.float32)
-    return Reading(nll, jnp.sum(batch.role == Role.ANSWER, axis=1), answered)
-
-
 POLICIES = (Full(), NoContext(), Shorter(), Random(), First(), Bm25(TOKENIZER.decode), Oracle())
 
 

@@ -154,3 +154,25 @@ def test_plot_draws_every_method_at_its_value(results: Results, tmp_path: Path) 
     assert any(set(np.asarray(line).tolist()) == values for line in lines)
     plots.write(tmp_path / "report.png", rows)
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_likelihood_that_is_not_available_is_said_and_breaks_nothing(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = replace(results, nll=np.full_like(results.nll, np.nan), decoded=True, how="said so")
+    rows = tables.rows(blind, resamples=50, seed=0)
+    assert [row for row in rows if row.metric == "em"] == [
+        row for row in tables.rows(results, resamples=50, seed=0) if row.metric == "em"
+    ]
+    tables.write_table(tmp_path / "report", tables.overall(rows))
+    tables.write_table(tmp_path / "paired", [vars(d) for d in tables.differences(blind, resamples=50, seed=0)])
+    for name in ("report", "paired"):
+        text = (tmp_path / f"{name}.json").read_text() + (tmp_path / f"{name}.csv").read_text()
+        assert "null" in text and "nan" not in text.lower()
+    tables.print_console(rows, decoded=blind.how)
+    plots.write(tmp_path / "report.png", rows)
+    for text in (tables.markdown(rows, decoded=blind.how), capsys.readouterr().out):
+        assert "not available" in text and "nan" not in text and "em: said so." in text
+    tables.write_results(tmp_path / "results.npz", blind)
+    assert tables.read_results(tmp_path / "results.npz").how == "said so"

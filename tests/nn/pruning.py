@@ -18,10 +18,10 @@ FORCED = (Prompt((2, 3, 1), forced=((1, 2),)), Prompt((1, 4, 2, 3), instruction=
 TRACES: list[tuple[str, bool]] = []
 
 
-@partial(jax.jit, static_argnames="granularity")
-def prune(scores, batch, budget, granularity, keys=None) -> Pruned:
+@partial(jax.jit, static_argnames=("granularity", "cut"))
+def prune(scores, batch, budget, granularity, keys=None, cut="end") -> Pruned:
     TRACES.append((granularity, keys is None))
-    return pruner.prune(scores, batch, budget, granularity=granularity, keys=keys)
+    return pruner.prune(scores, batch, budget, granularity=granularity, cut=cut, keys=keys)
 
 
 def random_scores(seed: int, batch: Batch, scale: float = 1.0) -> Scores:

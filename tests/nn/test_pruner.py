@@ -59,11 +59,12 @@ def test_exactly_the_budget_is_kept_and_the_guarantees_hold(granularity):
     assert sorted(TRACES) == [(granularity, False), (granularity, True)]
 
 
-def naive_segments(sizes, order, budget) -> list[tuple[int, int]]:
-    """(segment, place) of the tokens kept: whole segments in order, the first tokens of the one that crosses."""
+def naive_segments(sizes, order, budget, cut="end") -> list[tuple[int, int]]:
+    """(segment, place) of the tokens kept: whole segments in order, of the one that crosses the end not cut off."""
     kept = []
     for segment in order:
-        kept += [(segment, place) for place in range(sizes[segment])][: budget - len(kept)]
+        places = range(sizes[segment])
+        kept += [(segment, place) for place in (places if cut == "end" else places[::-1])][: budget - len(kept)]
     return kept
 
 
@@ -78,14 +79,15 @@ def mask_of(batch: Batch, row: int, kept) -> np.ndarray:
 ROWS = (Prompt((2, 3, 1)), Prompt((1, 4, 2, 3), instruction=0))
 
 
+@pytest.mark.parametrize("cut", ["end", "beginning"])
 @pytest.mark.parametrize("budget", range(0, 12))
-def test_segments_go_whole_and_in_the_order_of_their_scores(budget):
+def test_segments_go_whole_and_in_the_order_of_their_scores(budget, cut):
     batch = batch_of(ROWS, LENGTH, SEGMENTS)
     scores = random_scores(budget, batch)
-    pruned = prune(scores, batch, np.full(2, budget, np.int32), "segment")
+    pruned = prune(scores, batch, np.full(2, budget, np.int32), "segment", cut=cut)
     for row, prompt in enumerate(ROWS):
         order = np.argsort(-scores.segments[row, : len(prompt.segments)])
-        expected = mask_of(batch, row, naive_segments(prompt.segments, order, budget))
+        expected = mask_of(batch, row, naive_segments(prompt.segments, order, budget, cut))
         np.testing.assert_array_equal(pruned.keep[row], expected)
 
 

@@ -102,18 +102,21 @@ def test_a_prompt_without_an_answer_costs_nothing(batch, reading):
     assert found.nll.tolist() == [0, 0, 0]
 
 
-def test_places_beyond_a_chunk_are_scored_alike_and_differentiably():
-    """More places than `CHUNK` give the values and gradients of the whole at once."""
+@pytest.mark.parametrize("share", [1.0, 0.4, 0.0])
+def test_places_beyond_a_chunk_are_scored_alike_and_differentiably(share):
+    """More places than `CHUNK` give the values and gradients of the whole at once, at those that are asked for."""
     count = CHUNK + 44
     states = jax.random.normal(jax.random.key(0), (2, count // 2, GRAPH_WIDTH))
     target = jax.random.randint(jax.random.key(1), (2, count // 2), 0, 5, jnp.int32)
+    there = jax.random.uniform(jax.random.key(2), target.shape) < share
 
     def whole(states):
         log_probs = jax.nn.log_softmax(nnx.merge(GRAPH, PARAMS).logits(states), axis=-1)
-        return -jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0], jnp.argmax(log_probs, axis=-1)
+        nll = -jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]
+        return jnp.where(there, nll, 0.0), jnp.where(there, jnp.argmax(log_probs, axis=-1), 0)
 
     def chunked(states):
-        return next_token(nnx.merge(GRAPH, PARAMS), states, target)
+        return next_token(nnx.merge(GRAPH, PARAMS), states, target, there)
 
     for found, expected in zip(chunked(states), whole(states)):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -10,14 +10,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rcp.nn.scorer import Scorer, ScorerConfig, early_features, question_first
+from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features, question_first
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 
 KINDS = ("hidden", "mlp", "pooled", "standalone")
+EVERY_KIND = (*KINDS, "llmlingua2")  # which is blind to the question: see test_encoder.py
 LENGTH, SEGMENTS = 20, 4
 ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
 MODEL, MODEL_PARAMS = nnx.split(tiny_model())
+
+
+def features_of(kind: str, batch: Batch):
+    """What a scorer of this kind reads of the tiny model."""
+    if kind == "standalone":
+        return None
+    model = nnx.merge(MODEL, MODEL_PARAMS)
+    if kind == "pooled":
+        return piece_features(model, batch, 1)
+    return early_features(model, batch, 1, blind=kind == "llmlingua2")
 
 
 @cache
@@ -27,8 +38,7 @@ def scorer_of(kind: str):
 
     def score(params, batch: Batch):
         batch = jax.tree.map(jnp.asarray, batch)
-        features = None if kind == "standalone" else early_features(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
-        return nnx.merge(graph, params)(batch, features)
+        return nnx.merge(graph, params)(batch, features_of(kind, batch))
 
     return params, jax.jit(score)
 
@@ -108,7 +118,7 @@ def test_early_features_are_those_of_the_reordered_prompt():
     np.testing.assert_allclose(features[0][order], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_scores_start_small_and_every_parameter_learns(kind):
     """Gradients are finite with padding and a segment number that no token has."""
     batch = batch_of(ROWS[:1], LENGTH, SEGMENTS)
@@ -124,7 +134,8 @@ def test_scores_start_small_and_every_parameter_learns(kind):
         assert np.isfinite(leaf).all(), path
         assert np.any(leaf), path
     fresh = Scorer(ScorerConfig(kind, 24 if kind == "standalone" else 16, 16, 1, 2), nnx.Rngs(0))
-    assert np.abs(fresh.token_head[...]).max() < 0.1
+    head = fresh.token_head if kind == "llmlingua2" else fresh.segment_head
+    assert np.abs(head[...]).max() < 0.1
 
 
 def test_features_are_asked_for():
@@ -136,7 +147,7 @@ def test_features_are_asked_for():
 def test_a_scorer_that_is_told_the_budget_heeds_it_and_needs_it(kind):
     batch = jax.tree.map(jnp.asarray, batch_of(ROWS, LENGTH, SEGMENTS))
     scorer = tiny_scorer(kind, budget=True)
-    features = None if kind == "standalone" else early_features(nnx.merge(MODEL, MODEL_PARAMS), batch, 1)
+    features = features_of(kind, batch)
     little, much = (scorer(batch, features, jnp.full(2, budget, jnp.int32)) for budget in (1, 4))
     assert np.abs(little.segments - much.segments).max() > 1e-3
     assert np.abs(little.tokens - much.tokens).max() > 1e-3
@@ -149,16 +160,30 @@ def test_a_scorer_that_is_told_the_budget_heeds_it_and_needs_it(kind):
 def test_the_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place():
     """Two prompts of the same segments in another order have the same scores in that order."""
     batch = batch_of((Prompt((2, 2, 2)), Prompt((2, 2, 2))), LENGTH, SEGMENTS)
-    scorer, states = tiny_scorer("pooled"), np.random.default_rng(0).normal(size=(LENGTH, 16)).astype(np.float32)
-    place = np.flatnonzero(batch.role[0] == Role.CONTEXT)
-    turned = states.copy()
-    turned[place] = states[np.roll(place, 2)]
-    found = scorer(jax.tree.map(jnp.asarray, batch), jnp.stack([states, turned]))
+    pieces = np.random.default_rng(0).normal(size=(SEGMENTS + 1, 16)).astype(np.float32)
+    turned = np.concatenate([np.roll(pieces[:3], 1, axis=0), pieces[3:]])
+    found = tiny_scorer("pooled")(jax.tree.map(jnp.asarray, batch), jnp.stack([pieces, turned]))
     np.testing.assert_allclose(found.segments[1, :3], np.roll(found.segments[0, :3], 1), rtol=1e-4, atol=1e-5)
 
 
+def test_piece_features_are_means_of_centred_states():
+    batch = batch_of(ROWS, LENGTH, SEGMENTS)
+    model = nnx.merge(MODEL, MODEL_PARAMS)
+    states = np.asarray(early_features(model, batch, 1))
+    pieces = np.asarray(piece_features(model, batch, 1))
+    for row, prompt in enumerate(ROWS):
+        read = states[row][(batch.role[row] != Role.PAD) & (batch.role[row] != Role.ANSWER)]
+        centred = states[row] - read.mean(0)
+        centred = (centred - centred.mean(1, keepdims=True)) / np.sqrt(centred.var(1, keepdims=True) + 1e-5)
+        for s in range(len(prompt.segments)):
+            expected = centred[batch.segment[row] == s].mean(0)
+            np.testing.assert_allclose(pieces[row, s], expected, rtol=1e-3, atol=1e-4)
+        asked = centred[batch.role[row] == Role.QUESTION].mean(0)
+        np.testing.assert_allclose(pieces[row, -1], asked, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.strict_dtype
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_dtypes_are_strict(kind):
     params, score = scorer_of(kind)
     found = jax.eval_shape(lambda p, b: score.__wrapped__(p, b), params, batch_of(ROWS, LENGTH, SEGMENTS))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rcp import config
-from rcp.objectives import OBJECTIVES, Objective, Outcome, Settings, combine, global_mean
+from rcp.objectives import OBJECTIVES, Labels, Objective, Outcome, Settings, combine, global_mean
 from rcp.objectives.budget import budget
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.objectives.supervised import bce, kl, nll
@@ -38,7 +38,7 @@ def cross_entropy(logit: float, label: float) -> float:
 @pytest.mark.strict_dtype
 @pytest.mark.parametrize("granularity", ["segment", "token", "two_stage"])
 def test_cross_entropy_counts_what_has_a_label(granularity):
-    found = outcome(labels=np.asarray(LABELS))
+    found = outcome(labels=Labels(np.asarray(LABELS)))
     expected = np.zeros(2)
     for row in range(2):
         known = [s for s in range(4) if LABELS[row, s] >= 0]
@@ -65,8 +65,8 @@ def test_cross_entropy_counts_what_has_a_label(granularity):
 def test_examples_without_any_label_cost_nothing():
     for granularity in ("segment", "token", "two_stage"):
         settings = Settings(granularity=granularity)
-        value = jax.jit(lambda labels, settings=settings: bce(outcome(labels=labels), settings))(jnp.full((2, 4), -1.0))
-        np.testing.assert_array_equal(value, 0)
+        found = outcome(labels=Labels(jnp.full((2, 4), -1.0)))
+        np.testing.assert_array_equal(jax.jit(lambda found, settings=settings: bce(found, settings))(found), 0)
 
 
 def test_the_answer_terms_are_handed_through():

@@ -14,6 +14,7 @@ from rcp.config_file import from_dict, to_dict
 from rcp.data import pipeline as pipeline_module
 from rcp.data.pack import encode
 from rcp.data.tasks.chain import Chain
+from rcp.infer.trained import load_trained
 from rcp.train import build as build_module
 from rcp.train.build import build
 from rcp.train.lengths import MULTIPLE
@@ -156,6 +157,34 @@ def test_a_warm_start_trains_the_scorer_alone_and_hands_it_on(train, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, begun["pruner"], warmed["pruner"])
     held = begun if train == "full" else pruner.frozen({**model, **warmed})
     jax.tree.map(np.testing.assert_array_equal, held["model"], model["model"])
+
+
+def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
+    """The same parameters in the end, read from a table that one pass over the examples, by two devices, has filled."""
+    sections = {
+        "scorer": {"kind": "pooled", "layer": 1},
+        "labels": {"source": "alone"},
+        "parallel": {"devices": 2},
+    }
+    at_once, prepared = (config_of(**sections, train={"prepare": prepare}) for prepare in (False, True))
+    expected = run(build(at_once).stages, at_once, tmp_path / "at_once").state.params
+    stages = build(prepared).stages
+    assert [(stage.name, stage.steps) for stage in stages] == [("reader", 3), ("prepare", 4), ("pruner", 4)]
+    found = run(stages, prepared, tmp_path / "prepared").state.params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), found, expected)
+    rows = [json.loads(line) for line in (tmp_path / "prepared" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["reader"] * 3 + ["prepare"] * 4 + ["pruner"] * 4
+    assert all(row["gain_spread"] > 0 for row in rows[3:7])
+    elsewhere = load_trained(tmp_path / "prepared", ["--config.data.max_segments=5", "--config.data.train_examples=8"])
+    jax.tree.map(np.testing.assert_array_equal, elsewhere.weights[0], found)
+    assert elsewhere.config.data.max_segments == 5 and set(elsewhere.weights[1]) == {"model"}
+
+
+def test_preparing_asks_for_a_frozen_model_and_a_number_of_examples():
+    with pytest.raises(UserError, match=r'config.model.train should be "frozen" where train.prepare is set'):
+        config_of(train={"prepare": True}, model={"train": "full"})
+    with pytest.raises(UserError, match=r"config.data.train_examples should be a number where train.prepare is set"):
+        config_of(train={"prepare": True}, data={"train_examples": None})
 
 
 @pytest.mark.parametrize(

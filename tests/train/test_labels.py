@@ -11,12 +11,13 @@ import pytest
 
 from rcp.config import LabelConfig
 from rcp.data.pack import collate
-from rcp.nn.gains import gains_beside, gains_within
+from rcp.nn.gains import gains_beside, gains_of_tokens, gains_within
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
-from rcp.train.labels import keep_labels
+from rcp.nn.reader import read as read_prompts
+from rcp.train.labels import keep_labels, segment_gains
 from rcp.types import Batch, Role
-from tests.tiny import Prompt, batch_of, encode_prompt
+from tests.tiny import Prompt, batch_of, encode_prompt, tiny_model
 
 LENGTH, SEGMENTS = 20, 5
 ROWS = (Prompt((2, 3, 1)), Prompt((1, 3, 2, 3), instruction=0, question=3, support=(1, 3)), Prompt((2,), support=None))
@@ -30,6 +31,10 @@ def read(batch: Batch) -> Reading:
     nll = jnp.sum(jnp.where(there, jnp.asarray(TABLE)[batch.tokens] * jnp.cos(place), 0.0), axis=1)
     count = jnp.ones(nll.shape, jnp.int32)
     return Reading(jnp.square(nll), count, count > 0, nll[:, None, None], there[:, :1])
+
+
+def masked(keep):
+    raise AssertionError("only the labels of tokens read through a mask")
 
 
 def naive_gains(alone: bool) -> np.ndarray:
@@ -60,7 +65,8 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
     np.testing.assert_allclose(np.asarray(gains)[there], expected[there], rtol=1e-4, atol=1e-5)
 
     config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)
-    labels = np.asarray(jax.jit(lambda batch: keep_labels(config, batch, read, 12))(batch))
+    found = jax.jit(lambda b: keep_labels(config, b, segment_gains(config, b, read, 12), masked))(batch)
+    labels = np.asarray(found.segments)
     for row in range(len(ROWS)):
         values = expected[row, there[row]]
         standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
@@ -70,6 +76,34 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
 
 def test_the_task_labels_are_taken_as_they_are():
     batch = batch_of(ROWS, LENGTH, SEGMENTS)
-    labels = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), read, 12)
+    assert segment_gains(LabelConfig("support"), batch, read, 12) is None
+    labels, tokens = keep_labels(LabelConfig("support"), jax.tree.map(jnp.asarray, batch), None, masked)
+    assert tokens is None
     np.testing.assert_array_equal(labels, [[1, 0, 0, -1, -1], [0, 1, 0, 1, -1], [-1] * 5])
     assert labels.dtype == jnp.float32
+
+
+def test_the_gains_of_tokens_are_the_slope_of_leaving_them_out():
+    """Against finite differences of the NLL in each token's weight, read by a real decoder."""
+    batch, model = jax.tree.map(jnp.asarray, batch_of(ROWS, LENGTH, SEGMENTS)), tiny_model()
+    nll = jax.jit(lambda keep: read_prompts(model, batch, max_answer=2, keep=keep).nll)
+    gains = np.asarray(jax.jit(lambda: gains_of_tokens(batch, nll))())
+    context, ones = np.asarray(batch.role) == Role.CONTEXT, np.ones((len(ROWS), LENGTH), np.float32)
+    assert not gains[~context].any() and (gains[context] != 0).all()
+    for row, place in zip(*np.nonzero(context)):
+        less, more = ones.copy(), ones.copy()
+        less[row, place], more[row, place] = 0.95, 1.05
+        slope = (nll(less)[row] - nll(more)[row]) / 0.1
+        np.testing.assert_allclose(gains[row, place], slope, rtol=0.02, atol=1e-4)
+
+    config = LabelConfig("tokens", sharpness=2.0, above=0.0)
+    labels = jax.jit(lambda: keep_labels(config, batch, None, nll))()
+    assert labels.tokens is not None
+    for row in range(len(ROWS)):
+        own = gains[row, context[row]]
+        ranks = np.asarray(labels.tokens)[row, context[row]]
+        np.testing.assert_array_equal(np.argsort(ranks), np.argsort(own))
+        assert ((ranks > 0.5) == (own > own.mean())).all()
+    assert (np.asarray(labels.tokens)[~context] == -1).all()
+    known = np.asarray(labels.segments) >= 0
+    np.testing.assert_array_equal(known, segment_exists(batch))

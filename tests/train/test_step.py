@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from rcp.config import OptimConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.nn.lora import init_lora
+from rcp.nn.scorer import early_features
 from rcp.train.optim import make_optimizer
 from rcp.train.parallel import Parallel
 from rcp.train.reader_step import make_reader_step
@@ -37,8 +38,8 @@ def networks_of(kind: str) -> tuple[Networks, dict, dict]:
     """(graphs, parameters of the model, of the scorer)."""
     model, model_params = nnx.split(tiny_model(layers=1))
     scorer, scorer_params = nnx.split(tiny_scorer(kind))
-    layer = None if kind == "standalone" else 1
-    return Networks(model, scorer, layer, 2), nnx.to_pure_dict(model_params), nnx.to_pure_dict(scorer_params)
+    view = None if kind == "standalone" else partial(early_features, layer=1)
+    return Networks(model, scorer, view, 2), nnx.to_pure_dict(model_params), nnx.to_pure_dict(scorer_params)
 
 
 def set_up(values: dict, kind: str = "mlp", optimizer=None):

@@ -7,7 +7,7 @@ from rcp.data.tasks.chain import Chain
 from rcp.data.tasks.facts import Facts
 from rcp.data.tasks.jsonl import Jsonl
 from rcp.data.tasks.reasoning_gym import ReasoningGym
-from rcp.data.tasks.word_problems import AddSub, Gsm8k, Mrd3, Svamp
+from rcp.data.tasks.word_problems import AddSub, Gsm8k, Mrd3, MultiArith, SingleEq, Svamp
 
 TASKS: dict[str, type[Task]] = {
     "facts": Facts,
@@ -15,6 +15,8 @@ TASKS: dict[str, type[Task]] = {
     "gsm8k": Gsm8k,
     "svamp": Svamp,
     "addsub": AddSub,
+    "multiarith": MultiArith,
+    "singleeq": SingleEq,
     "mrd3": Mrd3,
     "reasoning_gym": ReasoningGym,
     "jsonl": Jsonl,

@@ -82,6 +82,14 @@ def check_split(split: str) -> None:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
+def answer_key(task: Task) -> Callable[[str], str | None]:
+    """From a decoded continuation to the answer in it, in a form that equal answers share: what samples vote with.
+
+    The task's own method `answer_key` where it has one, else the text without outer white space. None is no vote.
+    """
+    return getattr(task, "answer_key", str.strip)
+
+
 def same_text(prediction: str, gold: str) -> bool:
     """Equal up to outer white space and everything after the first line of the prediction."""
     lines = prediction.strip().splitlines()

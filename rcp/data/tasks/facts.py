@@ -166,7 +166,11 @@ class Facts:
 
     def check(self, prediction: str, example: Example) -> bool:
         """Whether the continuation, up to its first full stop, is the answer."""
-        return same_text(prediction.split(".")[0], example.answer.rstrip("."))
+        return same_text(self.answer_key(prediction), example.answer.rstrip("."))
+
+    def answer_key(self, prediction: str) -> str:
+        """The continuation up to its first full stop."""
+        return prediction.split(".")[0].strip()
 
     def example(self, split: Split, index: int) -> Example:
         """Example `index` of a split; `support` names the sentence or the two sentences that the answer needs."""

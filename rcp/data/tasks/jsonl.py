@@ -76,8 +76,12 @@ class Jsonl:
 
     def check(self, prediction: str, example: Example) -> bool:
         """Whether the first line of the continuation is the answer, white space and a final full stop apart."""
+        return same_text(self.answer_key(prediction), example.answer.strip().rstrip(". "))
+
+    def answer_key(self, prediction: str) -> str:
+        """The first line of the continuation, without a final full stop."""
         lines = prediction.strip().splitlines() or [""]
-        return same_text(lines[0].rstrip(". "), example.answer.strip().rstrip(". "))
+        return lines[0].rstrip(". ")
 
     def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
         check_split(split)

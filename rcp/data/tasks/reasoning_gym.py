@@ -107,8 +107,11 @@ class ReasoningGym:
         """The family's own judgement of the text before the next blank line or question."""
         _, family, split, index = example.uid.split("/")
         dataset = self._dataset(family, split)
-        text = re.split(r"\n\s*\n|\nQ:", prediction)[0].strip()
-        return dataset.score_answer(text, dataset[int(index)]) >= 0.999
+        return dataset.score_answer(self.answer_key(prediction), dataset[int(index)]) >= 0.999
+
+    def answer_key(self, prediction: str) -> str:
+        """The text before the next blank line or question."""
+        return re.split(r"\n\s*\n|\nQ:", prediction)[0].strip()
 
     def _dataset(self, family: str, split: str):
         options = tuple(sorted(self.params.get(family, {}).items()))

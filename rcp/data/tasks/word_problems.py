@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from rcp.data import sources
-from rcp.data.answers import check, final_answer
+from rcp.data.answers import answer_key, check, final_answer
 from rcp.data.sources import Problem
 from rcp.data.tasks.base import LazyExamples, Split, check_split, example_rng
 from rcp.data.tasks.handwritten import HANDWRITTEN
@@ -25,6 +25,8 @@ from rcp.types import Example, Tokenizer, UserError
 
 THINK = "Let's think step by step."
 POOLS = ("gsm8k", "mrd3", "gsm8k+mrd3", "handwritten")
+EVALUATION = ("svamp", "addsub", "multiarith", "singleeq")
+"""Data sets without a training file."""
 
 
 def shot(problem: Problem) -> str:
@@ -32,7 +34,18 @@ def shot(problem: Problem) -> str:
     return f"Q: {problem.question}\nA: {THINK} {problem.solution}\n\n"
 
 
-__all__ = ["AddSub", "Gsm8k", "Mrd3", "Svamp", "WordProblems", "check", "final_answer", "shot"]
+__all__ = [
+    "AddSub",
+    "Gsm8k",
+    "Mrd3",
+    "MultiArith",
+    "SingleEq",
+    "Svamp",
+    "WordProblems",
+    "check",
+    "final_answer",
+    "shot",
+]
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,11 @@ class WordProblems:
 
     Rows of the training file are shuffled by `seed` and divided into validation problems, the pool that shots are drawn
     from, and training problems, which never overlap; test problems come from the published test file (for MRD3, which
-    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone and have no worked solutions:
-    their answers are "The answer is N.", their shots come from GSM8K.
+    has none, from a further part of its rows). SVAMP and AddSub are for evaluation alone; their worked solutions
+    are the published equations ("70 - 27 = 43. The answer is 43."), their shots come from GSM8K.
 
     Attributes:
-      dataset: gsm8k, svamp, addsub or mrd3.
+      dataset: gsm8k, svamp, addsub, multiarith, singleeq or mrd3.
       pool: the data set that shots are drawn from: gsm8k, mrd3, or gsm8k+mrd3 for both together ("": the task's own,
         gsm8k for SVAMP and AddSub). "handwritten" draws none: the shots are the first of our eight, in their order.
       shots: candidate shots in each context.
@@ -114,6 +127,10 @@ class WordProblems:
         """Whether the continuation's final answer is the example's."""
         return check(prediction, example.answer)
 
+    def answer_key(self, prediction: str) -> str | None:
+        """The final answer of a continuation."""
+        return answer_key(prediction)
+
     def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
         check_split(split)
         rows = self.problems(split)
@@ -143,7 +160,7 @@ class WordProblems:
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The problems of a split, in the order of examples."""
-        if self.dataset in ("svamp", "addsub"):
+        if self.dataset in EVALUATION:
             if split != "test":
                 raise UserError(f"{self.dataset} is for evaluation: it has no {split} split; train on gsm8k or mrd3")
             return self._read(self.dataset, "test")
@@ -234,6 +251,20 @@ class AddSub(WordProblems):
     """AddSub (Hosseini et al., EMNLP 2014)."""
 
     dataset: str = "addsub"
+
+
+@dataclass(frozen=True)
+class MultiArith(WordProblems):
+    """MultiArith (Roy and Roth, EMNLP 2015)."""
+
+    dataset: str = "multiarith"
+
+
+@dataclass(frozen=True)
+class SingleEq(WordProblems):
+    """SingleEq (Koncel-Kedziorski et al., TACL 2015)."""
+
+    dataset: str = "singleeq"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""What of the method does the work: every row is a trained run, evaluated on the same problems at the same budgets.
+
+A row whose run is missing says which command trains it. Pruners of shots, of tokens and of both; what the reward is
+made of; easy problems first; the question seen or not; supervised, reinforced, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.grid import Method, Table, chosen, parser_of, settings_of, trained
+from experiments.tables import run_table
+
+NAME = "ablations"
+CONFIG = "configs/rcp_math.py"
+TOKENS = ("--config.scorer.kind=mlp", "--config.train.prepare=false")
+"""What a pruner of tokens needs: a scorer that tells the tokens of a shot apart, which nothing prepares."""
+
+
+def run(name: str, about: str, *flags: str, variant: str = "") -> Method:
+    """A row: configs/rcp_math.py with other flags."""
+    return Method(name, "ours", f"ablation_{name}", CONFIG + (f":{variant}" if variant else ""), flags, about=about)
+
+
+def variant_of(name: str, about: str) -> Method:
+    """A row: a variant of configs/rcp_math.py."""
+    return Method(name, "ours", f"rcp_math_{name}", f"{CONFIG}:{name}", about=about)
+
+
+METHODS = (
+    Method("none", "none", about="zero-shot"),
+    Method("shorter", "shorter", about="uncompressed: the first candidates that fit the budget whole"),
+    Method("random", "random", about="candidates at random"),
+    trained("ours"),
+    variant_of("supervised", "keep-labels alone"),
+    variant_of("rl", "reinforcement alone"),
+    run("token", "tokens alone, without whole shots", "--config.budget.granularity=token", *TOKENS),
+    run("two_stage", "shots, then tokens of them", "--config.budget.granularity=two_stage", *TOKENS),
+    run("no_budget", "the scorer is not told the budget", "--config.scorer.budget=false"),
+    run("length_reward", "the reward takes off the share of the context used", "--config.reward.length=0.5"),
+    run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),
+    run("no_warm_start", "both objectives from the first step", "--config.warm_start.steps=0"),
+    run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
+    run("question_blind", "the scorer does not see the question", "--config.scorer.question=false"),
+    trained("cot_influx"),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, writes and prints the table."""
+    options = parser_of(NAME, __doc__).parse_args(argv)
+    table = Table(
+        title="Ablations",
+        about="configs/rcp_math.py and what changes of it, at the same budgets; lower answer NLL is better.",
+        settings=settings_of(options),
+        methods=chosen(METHODS, options.methods),
+        x="method",
+    )
+    return run_table(NAME, table, options)

@@ -1,0 +1,67 @@
+"""The other side of `experiments.beside_llmlingua`: llmlingua 0.2.2 in a Python of its own.
+
+A request (`experiments.foreign`) is {"segments": [...], "target": n, "block": m, "filter": bool}. `tiktoken` would
+fetch a vocabulary only to count tokens for a price: a stand-in takes its place.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import types
+from typing import Any
+
+from experiments.foreign import serve
+
+
+class Counter:
+    """In place of OpenAI's tokenizer."""
+
+    def encode(self, text: str) -> str:
+        return text
+
+
+def load(folder: str) -> tuple[Any, dict[str, str]]:
+    """The compressor, which notes the ids that its token stage reads and leaves; and versions."""
+    stub: Any = types.ModuleType("tiktoken")
+    stub.encoding_for_model = lambda name: Counter()
+    sys.modules.setdefault("tiktoken", stub)
+    from importlib.metadata import version
+
+    import llmlingua  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    class Noting(llmlingua.PromptCompressor):
+        left: Any = None
+
+        def iterative_compress_prompt(self, *args: Any, **options: Any) -> Any:
+            self.left = super().iterative_compress_prompt(*args, **options)
+            return self.left
+
+    versions = {"llmlingua": version("llmlingua"), "torch": torch.__version__, "transformers": transformers.__version__}
+    return Noting(folder, device_map="cpu"), versions
+
+
+def compress(compressor: Any, segments: list[str], target: int, block: int, filter: bool) -> dict[str, Any]:
+    """Ids of the whole text, what is left of them, self-information of each (0 for the first), seconds."""
+    start = time.perf_counter()
+    found = compressor.compress_prompt(
+        segments, target_token=target, iterative_size=block, use_context_level_filter=filter
+    )
+    seconds = time.perf_counter() - start
+    text = "\n\n".join(segments)
+    ids = compressor.tokenizer(text, add_special_tokens=False).input_ids
+    information = compressor.get_ppl(text, granularity="token").tolist()
+    left = compressor.left[0][0].tolist()
+    return {
+        "ids": ids,
+        "left": left,
+        "text": found["compressed_prompt"],
+        "information": [0.0, *information],
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    serve(load, compress)

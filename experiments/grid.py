@@ -1,0 +1,195 @@
+"""What a table measures: settings (prompts, reader, budgets) x methods x seeds; and the flags that choose them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rcp.types import UserError
+
+LENGTHS = tuple(range(128, 16_384 + 1, 128))
+"""Static lengths of prompts; a setting takes the smallest that holds all of its prompts."""
+READER = "smollm2-135m-instruct"
+RUNS = {"ours": "rcp_math", "cot_influx": "cot_influx", "llmlingua2": "llmlingua2"}
+"""Methods that are trained: the config in configs/, and the folder under --runs, that they have."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a table.
+
+    Attributes:
+      name: in the table. policy: of `rcp.policies`.
+      run: folder under --runs of a trained pruner, for the policy "ours". config, flags: what it is trained with.
+      draw: of a trained pruner, `eval.draw` of a config.
+      task: keys of the task that this method changes.
+      about: for the legend.
+    """
+
+    name: str
+    policy: str
+    run: str = ""
+    config: str = ""
+    flags: tuple[str, ...] = ()
+    draw: str = "budget"
+    task: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    @property
+    def single(self) -> str | None:
+        """The key of its only column, where it heeds no budget."""
+        return {"none": "0", "full": "1"}.get(self.policy, None if self.draw == "budget" else "1")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Prompts, their reader and the budgets: what all rows of one part of a table share.
+
+    Attributes:
+      name: of its files, such as "gsm8k_16". title: in the table. at: its place on the x axis, where the table has one.
+      task: the section `task` of a config. max_segments, max_answer: as in `data`.
+      keep_tokens, keep_rates: the budgets.
+    """
+
+    name: str
+    title: str
+    task: dict[str, Any]
+    reader: str
+    max_segments: int
+    max_answer: int
+    examples: int
+    keep_tokens: tuple[int, ...]
+    keep_rates: tuple[float, ...] = ()
+    batch_size: int = 8
+    decode: int = 0
+    dtype: str = "bfloat16"
+    at: float = 0.0
+
+    @property
+    def reader_label(self) -> str:
+        """The reader's name, fit for a file."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.reader).strip("-")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be measured and drawn.
+
+    Attributes:
+      title, about: the heading, and what it shows in a sentence or two.
+      ours: the name of the method that is compared with the others.
+      x: what the figure has on its x axis: "tokens" (kept), "setting" (`Setting.at`), or "method" (bars).
+      costs: whether seconds and break-even lengths are worth a part of their own.
+    """
+
+    title: str
+    about: str
+    settings: tuple[Setting, ...]
+    methods: tuple[Method, ...]
+    ours: str = "ours"
+    x: str = "tokens"
+    x_label: str = "context tokens kept"
+    costs: bool = True
+
+
+def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that all measured tables share; `defaults` of some of them."""
+    parser = argparse.ArgumentParser(
+        prog=f"rcp tables {name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs/tables"), help=f"gets {name}.md, .csv, .tex, .png and cells/")
+    add("--cells", type=Path, help="where finished cells are kept, for all tables (default: OUTPUT/cells)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of the trained runs (default: %(default)s)")
+    add("--examples", type=int, default=320, help="problems a setting (default: %(default)s)")
+    add("--seeds", type=integers, default=(0,), help="of what draws or is trained, RUN_seed1 (default: 0)")
+    add("--methods", type=words, default=(), help="some of the table's rows, in this order (default: all)")
+    add("--readers", type=words, default=(READER,), help=f"LLMs by name (default: {READER})")
+    add("--datasets", type=words, default=("gsm8k",), help="the problems (default: %(default)s)")
+    add("--shots", type=integers, default=(16,), help="candidate examples a prompt (default: 16)")
+    add("--keep-tokens", type=integers, default=(256, 512), help="budgets in tokens (default: 256,512)")
+    add("--keep-rates", type=numbers, default=(), help="budgets as fractions of the context's tokens")
+    add("--decode", type=int, default=0, help="tokens to decode for exact match; 0: answer NLL alone (default)")
+    add("--max-answer", type=int, default=384, help="most tokens of a solution (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="prompts at a time (default: %(default)s)")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the reader (default: %(default)s)")
+    add("--budget-minutes", type=float, help="stop measuring after so long and draw what there is; 0: only draw")
+    add("--bootstrap", type=int, default=2000, help="resamples behind the 95 %% intervals (default: %(default)s)")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def integers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(",") if word)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(",") if word)
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+TITLES = {"gsm8k": "GSM8K", "svamp": "SVAMP", "addsub": "AddSub", "multiarith": "MultiArith", "singleeq": "SingleEq"}
+POOL = {"pool": "gsm8k+mrd3", "pool_size": 1000, "max_words": 80, "validation_size": 500}
+"""The pool of worked examples that candidates are drawn from; that of configs/rcp_math.py."""
+
+
+def word_problems(options: argparse.Namespace, dataset: str, shots: int, reader: str) -> Setting:
+    """Problems of a data set, each with candidates drawn from `POOL`."""
+    return Setting(
+        name=f"{dataset}_{shots}",
+        title=f"{TITLES.get(dataset, dataset)}, {shots} candidates",
+        task={"name": dataset, "shots": shots, **POOL},
+        reader=reader,
+        max_segments=shots,
+        max_answer=options.max_answer,
+        examples=options.examples,
+        keep_tokens=options.keep_tokens,
+        keep_rates=options.keep_rates,
+        batch_size=options.batch_size,
+        decode=options.decode,
+        dtype=options.dtype,
+        at=shots,
+    )
+
+
+def settings_of(options: argparse.Namespace) -> tuple[Setting, ...]:
+    """Every reader, data set and number of candidates."""
+    return tuple(
+        word_problems(options, dataset, shots, reader)
+        for reader in options.readers
+        for dataset in options.datasets
+        for shots in options.shots
+    )
+
+
+def trained(name: str) -> Method:
+    """The row of a method of `RUNS`."""
+    return Method(name, "ours", RUNS[name], f"configs/{RUNS[name]}.py", about=f"trained by configs/{RUNS[name]}.py")
+
+
+def drawn(name: str) -> Method:
+    """The same run, its mask drawn instead of filled up to the budget."""
+    about = f"{name}, its mask drawn as published: it heeds no budget"
+    return replace(trained(name), name=f"{name}_drawn", draw="sample", about=about)
+
+
+def chosen(methods: Sequence[Method], names: Sequence[str]) -> tuple[Method, ...]:
+    """The methods of these names, in that order; all where none is named.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    known = {method.name: method for method in methods}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--methods: no row {unknown[0]!r}; expected some of {','.join(known)}")
+    return tuple(known[name] for name in names) if names else tuple(methods)

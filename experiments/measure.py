@@ -1,0 +1,216 @@
+"""Measures the cells of a table that are not there yet, and gathers those that are.
+
+Cells are files of `rcp.evaluate.cells`, CELLS/READER/SETTING/METHOD.npz, written after every batch: whatever stops
+this, the next call goes on there. A cell that cannot be measured does not stop the others; its row says what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from experiments.grid import Method, Setting, Table
+from experiments.subjects import Work, subject_of
+from rcp.config import METHODS
+from rcp.evaluate.budgets import make_budgets
+from rcp.evaluate.cells import Piece, digest, open_cell, read_cell
+from rcp.evaluate.run import measure, policies_of
+from rcp.policies import POLICIES
+from rcp.types import UserError
+
+SAY_EVERY = 10.0  # seconds between two lines of progress within a method
+
+
+class TimeOver(Exception):  # noqa: N818, it is no error
+    """The time is over."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One row at one budget: per example (in the order of their numbers), means over the seeds; float64 [n].
+
+    The seconds are means an example.
+    """
+
+    index: np.ndarray
+    nll: np.ndarray
+    em: np.ndarray
+    kept: np.ndarray
+    context: np.ndarray
+    prune_seconds: float
+    model_seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method in a setting: a column a budget (one for all where it has none), or what it needs."""
+
+    method: Method
+    columns: dict[str, Column]
+    seeds: tuple[int, ...]
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A setting, measured. `devices`: what its cells were measured on."""
+
+    setting: Setting
+    rows: tuple[Row, ...]
+    devices: tuple[str, ...]
+
+
+class Clock:
+    """Says how far a method is and how long it will take, and stops when the time is over."""
+
+    def __init__(self, minutes: float | None):
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.method, self.warm = "", False
+
+    def watch(self, method: str, done: int, batches: int) -> None:
+        """Before each batch and after the last; see `rcp.evaluate.sweep`."""
+        now = time.monotonic()
+        if self.end is not None and now >= self.end and done < batches:
+            raise TimeOver
+        if method != self.method or not self.warm:  # the first batch, which compiles, tells nothing about the others
+            self.warm = method == self.method
+            self.method, self.first, self.began, self.said = method, done, now, now
+        elif now - self.said > SAY_EVERY and done > self.first:
+            each, self.said = (now - self.began) / (done - self.first), now
+            left = each * (batches - done) / 60
+            print(f"  {method}: {done} of {batches} batches, {each:.2f} s each, {left:.1f} min left", flush=True)
+
+
+def measured(table: Table, options: argparse.Namespace) -> list[Part]:
+    """Every setting of the table, measured as far as can be."""
+    clock = Clock(options.budget_minutes)
+    return [_part(setting, table.methods, options, clock) for setting in table.settings]
+
+
+def _part(setting: Setting, methods: Sequence[Method], options: argparse.Namespace, clock: Clock) -> Part:
+    print(f"{setting.title}, {setting.reader}", flush=True)
+    columns: dict[str, dict[int, dict[str, list[Piece]]]] = {method.name: {} for method in methods}
+    needs: dict[str, list[str]] = {method.name: [] for method in methods}
+    devices: set[str] = set()
+    for work in works(methods, options.seeds):
+        unknown = [method for method in work.methods if method.policy not in METHODS]
+        for method in unknown:
+            needs[method.name].append(f"needs the method {method.policy!r}, which this version does not have")
+        work = replace(work, methods=tuple(method for method in work.methods if method not in unknown))
+        if not work.methods:
+            continue
+        for method, found, missing, device in _measure(setting, work, options, clock):
+            devices.update(device)
+            if found:
+                columns[method.name][work.seed] = found
+            if missing and missing not in needs[method.name]:
+                needs[method.name].append(missing)
+    rows = []
+    for method in methods:
+        seeds = columns[method.name]
+        keys = dict.fromkeys(key for found in seeds.values() for key in found)
+        joined = {key: column_of([found[key] for found in seeds.values() if key in found]) for key in keys}
+        rows.append(Row(method, joined, tuple(seeds), "; ".join(needs[method.name])))
+    return Part(setting, tuple(rows), tuple(sorted(devices)))
+
+
+def works(methods: Sequence[Method], seeds: Sequence[int]) -> Iterator[Work]:
+    """Trained methods first, each by itself; then the others together; further seeds for what they change."""
+    for place, seed in enumerate(seeds):
+        groups: dict[str, list[Method]] = {}
+        for method in sorted(methods, key=lambda method: not method.run):
+            policy = POLICIES.get(method.policy)
+            if place == 0 or method.run or (policy is not None and policy.draws):
+                groups.setdefault(method.run + method.draw + repr(method.task), []).append(method)
+        for group in groups.values():
+            yield Work(tuple(group), seed)
+
+
+def _measure(
+    setting: Setting, work: Work, options: argparse.Namespace, clock: Clock
+) -> Iterator[tuple[Method, dict[str, list[Piece]], str, tuple[str, ...]]]:
+    """(method, its pieces by budget, what it needs, devices) of every method of the work."""
+    paths = {method.policy: cell_path(options.cells, setting, method, work.seed) for method in work.methods}
+    try:
+        subject = subject_of(setting, work, options.runs)
+        batches, examples = subject.examples()
+    except UserError as error:
+        for method in work.methods:
+            found, device = _stored(paths[method.policy], setting)
+            note = "as it was stored; to measure it: " if found else ""
+            yield method, found, f"{note}{error}", device
+        return
+    policies = policies_of(subject, batches)
+    cells = {policy.name: open_cell(paths[policy.name], subject.identity(policy)) for policy in policies}
+    names = [digest(batch) for batch in batches]
+    budgets = [budget.key for budget in make_budgets(batches, setting.keep_rates, setting.keep_tokens)]
+
+    def keys_of(method: Method) -> list[str]:
+        return budgets if method.single is None else [method.single]
+
+    def done(method: Method) -> int:
+        return min(sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method))
+
+    if any(method.policy in cells and done(method) < len(names) for method in work.methods):
+        print(f"{', '.join(method.name for method in work.methods)} (seed {work.seed}):", flush=True)
+        try:
+            measure(subject, batches, examples, policies, lambda policy: cells[policy.name], watch=clock.watch)
+        except TimeOver:
+            pass
+    for method in work.methods:
+        if method.policy not in cells:
+            yield method, {}, "needs examples that say which of their segments are needed", ()
+            continue
+        cell, count = cells[method.policy], done(method)
+        pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
+        missing = "" if count == len(names) else f"needs more time: {count} of {len(names)} batches are measured"
+        yield method, pieces, missing, cell.devices
+
+
+def _stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
+    """What a file holds of the first examples, unchecked: what it was measured with cannot be loaded here."""
+    try:
+        cell = read_cell(path)
+    except Exception:  # absent or damaged: nothing is known
+        return {}, ()
+    columns: dict[str, list[Piece]] = {}
+    for (budget, _), piece in cell.pieces.items():
+        columns.setdefault(budget, []).append(piece)
+
+    def whole(pieces: list[Piece]) -> bool:
+        numbers = sorted(int(i) for piece in pieces for i in piece.index)
+        return len(numbers) <= setting.examples and numbers == list(range(len(numbers)))
+
+    return {key: pieces for key, pieces in columns.items() if whole(pieces)}, cell.devices
+
+
+def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
+    """The pieces of each seed, put together: the mean over the seeds for each example."""
+
+    def rows(name: str, pieces: Sequence[Piece]) -> np.ndarray:
+        values = np.concatenate([np.asarray(getattr(piece, name), np.float64) for piece in pieces])
+        return values[np.argsort(np.concatenate([piece.index for piece in pieces]), kind="stable")]
+
+    def mean(name: str) -> np.ndarray:
+        return np.mean([rows(name, pieces) for pieces in seeds], axis=0)
+
+    def seconds(name: str) -> float:
+        return float(np.mean([sum(getattr(p, name) for p in pieces) / len(rows("index", pieces)) for pieces in seeds]))
+
+    arrays = {name: mean(name) for name in ("index", "nll", "em", "kept", "context")}
+    return Column(**arrays, prune_seconds=seconds("prune_seconds"), model_seconds=seconds("model_seconds"))
+
+
+def cell_path(cells: Path, setting: Setting, method: Method, seed: int) -> Path:
+    """Where a cell is kept; tables that have the same cell share it."""
+    draws = method.policy in POLICIES and POLICIES[method.policy].draws
+    name = f"{method.policy}-{method.run}" if method.run else method.name
+    name += f"_{method.draw}" if method.draw != "budget" else ""
+    name += f"_seed{seed}" if seed and (draws or method.run) else ""
+    name += f"_decode{setting.decode}" if setting.decode else ""
+    return cells / setting.reader_label / setting.name / f"{name}.npz"

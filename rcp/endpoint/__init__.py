@@ -1,0 +1,1 @@
+"""Another vendor's model, behind an OpenAI-compatible HTTP endpoint."""

@@ -1,0 +1,128 @@
+"""JSON over HTTP with retries: what stands between a long evaluation and a server that is busy for a moment.
+
+The standard library is enough for some requests at a time whose answers take seconds. Redirects are refused: a request
+carries a key, and a redirected POST would arrive as something else.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from email.message import Message
+from http.client import HTTPException
+from typing import Any
+
+from rcp.types import UserError
+
+LONGEST_WAIT = 120.0
+"""Seconds: a wait that a server asks for (Retry-After) is honoured up to this."""
+FIRST_WAIT = 0.5
+AGAIN = (408, 425, 429)
+SHOWN = 300
+
+
+class RefusedError(Exception):
+    """A status that no repetition mends."""
+
+    def __init__(self, status: int, body: str):
+        super().__init__(f"HTTP {status}: {body or '(empty body)'}")
+        self.status = status
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any, **named: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def send(
+    url: str,
+    body: dict[str, Any] | None,
+    *,
+    key: str = "",
+    timeout: float,
+    retries: int,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """The JSON object that a POST of `body` (or a GET where it is None) is answered with.
+
+    Sent again, up to `retries` times, after 408, 425, 429 and 5xx, where there is no connection or no answer in time,
+    and where the answer is not JSON. Waits grow from `FIRST_WAIT` by factors of two; a Retry-After is honoured.
+
+    Raises:
+      RefusedError: another status. The message holds the beginning of the body, and never the key.
+      UserError: the retries are used up; or `stop` was set meanwhile.
+    """
+    stop = stop or threading.Event()
+    trouble = ""
+    for attempt in range(retries + 1):
+        try:
+            return _once(url, body, key, timeout)
+        except urllib.error.HTTPError as error:
+            text = _beginning(error, key)
+            if error.code not in AGAIN and error.code < 500:
+                raise RefusedError(error.code, text) from None
+            trouble, asked = f"HTTP {error.code}: {text or '(empty body)'}", _retry_after(error.headers)
+        except (OSError, HTTPException) as error:  # URLError, timeouts and lost connections are OSErrors
+            reason = getattr(error, "reason", error)
+            trouble, asked = f"no answer ({type(reason).__name__}: {reason})", None
+        except ValueError as error:
+            trouble, asked = f"the answer is not what was expected ({error})", None
+        if attempt < retries:
+            pause = FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25) if asked is None else asked
+            if stop.wait(min(pause, LONGEST_WAIT)):
+                raise UserError(f"{url}: given up, since another request failed")
+    raise UserError(
+        f"{url}: {trouble}, after {retries + 1} attempts. Is the server running, and is base_url right? Nothing is "
+        "lost: answers that came are kept"
+    )
+
+
+def _once(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rcp"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    with _OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
+        text = answer.read().decode("utf-8", errors="replace")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        raise ValueError(f"not JSON: {_clean(text, key)!r}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"not a JSON object: {_clean(text, key)!r}")
+    return found
+
+
+def _beginning(error: urllib.error.HTTPError, key: str) -> str:
+    try:
+        return _clean(error.read().decode("utf-8", errors="replace"), key)
+    except (OSError, HTTPException):
+        return ""
+
+
+def _clean(text: str, key: str) -> str:
+    text = text.replace(key, "***") if key else text
+    return " ".join(text[:SHOWN].split())
+
+
+def _retry_after(headers: Message | None) -> float | None:
+    """Seconds that the server asks to wait, given as a number of them or as a date."""
+    text = (headers or {}).get("Retry-After", "")
+    if not text:
+        return None
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None

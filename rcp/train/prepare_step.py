@@ -1,0 +1,77 @@
+"""The pure step of the stage that computes, once, what depends on the training examples and the frozen model alone.
+
+Keep-labels that cost a reading a segment, and the states that the "pooled" scorer reads, do not change while the pruner
+learns. The stage writes them into a table with a row an example, which is its "parameters": so it is saved, resumed and
+spread over devices as any other training, and the stages after it look their rows up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rcp.config import Config
+from rcp.nn.layout import segment_exists
+from rcp.objectives import global_mean
+from rcp.train.labels import segment_gains
+from rcp.train.lengths import Lengths
+from rcp.train.state import Metrics, TrainState
+from rcp.train.step import Networks, Params, sum_shares
+from rcp.types import Batch
+
+Table = dict[str, Array]
+
+
+def empty_table(config: Config, width: int) -> Table:
+    """Zeros: "gains" float32 [examples, segments], "features" float32 [examples, segments + 1, width], where used."""
+    examples, segments = config.data.train_examples, config.data.max_segments
+    assert examples is not None
+    table = {}
+    if _labelled(config):
+        table["gains"] = jnp.zeros((examples, segments), jnp.float32)
+    if config.scorer.kind == "pooled":
+        table["features"] = jnp.zeros((examples, segments + 1, width), jnp.float32)
+    return table
+
+
+def make_prepare_step(
+    config: Config, networks: Networks, lengths: Lengths
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step: the rows of one batch of examples. Metric `gain_spread`: their gains' deviation in an example, nats."""
+
+    def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
+        def read(prompts: Batch) -> Any:
+            return networks.read_compacted({}, frozen, prompts)
+
+        rows, metrics = {}, {}
+        if _labelled(config):
+            _, single = lengths(batch.role.shape[1])
+            gains = segment_gains(config.labels, batch, read, single)
+            assert gains is not None
+            rows["gains"] = gains
+            spread = jnp.std(gains, axis=1, where=segment_exists(batch))
+            metrics["gain_spread"] = sum_shares(global_mean(spread, batch.weight, axis_name), axis_name)
+        if config.scorer.kind == "pooled":
+            rows["features"] = networks.features({}, frozen, batch)
+        table = {name: _written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
+        return TrainState(state.step + 1, {"prepared": table}, state.opt_state, state.aux, state.key), metrics
+
+    return step
+
+
+def _labelled(config: Config) -> bool:
+    """Whether keep-labels are used that the model has to read for."""
+    used = config.objectives.keys() | (config.warm_start.objectives.keys() if config.warm_start.steps else set())
+    return "bce" in used and config.labels.source in ("alone", "leave_one_out")
+
+
+def _written(table: Array, index: Array, rows: Array, axis_name: str | None) -> Array:
+    """The table with these rows, and with those of the other devices; one that stands in several is their mean."""
+    total = jnp.zeros_like(table).at[index].add(rows)
+    count = jnp.zeros(table.shape[0], jnp.float32).at[index].add(1.0)
+    total, count = sum_shares((total, count), axis_name)
+    count = jnp.expand_dims(count, tuple(range(1, table.ndim)))
+    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), table)

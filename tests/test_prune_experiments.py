@@ -1,0 +1,113 @@
+"""What the experiments on pruning time, exact budgets and other implementations are built from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import bench_prune, beside, beside_llmlingua, beside_selective, budget_exact
+from experiments.prompts import long_prompts
+from rcp.data.tasks.jsonl import split_segments
+from rcp.infer.prompt import PrunedPrompt
+from rcp.nn.transformer import Transformer, TransformerConfig
+from rcp.pretrained import hf
+from rcp.pretrained.tokenizer import PretrainedTokenizer, from_merges
+from rcp.types import UserError
+from tests.infer.test_prompt import Letters
+
+pytestmark = pytest.mark.lax
+TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 24}
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def word_tokenizer() -> PretrainedTokenizer:
+    """Byte-level BPE with a few merges, the line end twice among them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = ["Ċ Ċ", "b o", "bo b", "Ġ bob"]
+    tokens = [*sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in merges), "<end>"]
+    kinds = [1] * (len(tokens) - 1) + [3]
+    end = len(tokens) - 1
+    return from_merges(tokens, merges, kinds, "smollm", bos_id=None, eos_id=end, pad_id=end, chat_template=None)
+
+
+def test_prompts_have_the_tokens_asked_for_and_their_segments_survive_as_text(no_data, capsys):
+    examples = long_prompts(Letters(), 3, 700)
+    assert "made of facts" in capsys.readouterr().out
+    for example in examples:
+        total = len(Letters().encode("".join(example.context) + example.question))
+        assert 690 <= total <= 700
+        assert split_segments("".join(example.context)) == example.context and len(example.context) > 5
+
+
+def test_a_model_that_is_handed_over_reads_back_the_same(tmp_path: Path):
+    tokenizer = word_tokenizer()
+    config = TransformerConfig(vocab_size=tokenizer.vocab_size, tie_embeddings=False, **TINY)
+    model = Transformer(config, rngs=nnx.Rngs(0), dtype="float32")
+    beside.write_model(tmp_path, model, tokenizer)
+    back, text = hf.read_model(tmp_path, "float32"), "bob saw 12\n\nbob."
+    ids = np.asarray([tokenizer.encode(text)], np.int32)
+    np.testing.assert_array_equal(hf.read_tokenizer(tmp_path).encode(text), ids[0])
+    np.testing.assert_allclose(back(ids), model(ids), rtol=1e-5, atol=1e-6)
+    odd = Transformer(TransformerConfig(vocab_size=8, qkv_bias=True, **TINY), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="only a plain Llama"):
+        beside.write_model(tmp_path, odd, tokenizer)
+
+
+def test_both_sides_read_the_tokens_of_one_text():
+    tokenizer, segments = word_tokenizer(), ["bob\nsaw", "a bob", "bob"]
+    example = beside_llmlingua.encoded_jointly(tokenizer, segments)
+    assert np.concatenate(example.context).tolist() == tokenizer.encode("\n\n".join(segments))
+    pieces = [tokenizer.decode(ids.tolist()) for ids in example.context]
+    assert pieces == ["bob\nsaw\n\n", "a bob\n\n", "bob"]
+
+
+def test_agreement_is_measured_on_places():
+    np.testing.assert_array_equal(beside.kept_places([5, 6, 5, 7, 8], [5, 7]), [False, False, True, True, False])
+    assert beside.jaccard(np.array([True, True, False]), np.array([False, True, True])) == pytest.approx(1 / 3)
+    a = np.array([0.1, 3.0, 2.0, 9.0])
+    assert beside.rank_correlation(a, a**3) == pytest.approx(1)
+    assert beside.rank_correlation(a, -a) == pytest.approx(-1)
+    np.testing.assert_array_equal(beside_selective.spread(["a b", " \n", "cde"], [1, 2, 3]), [1, 1, 3, 3, 3])
+    assert beside_selective.sentences("Q: one  and\ntwo. Dr. X? A: y") == ["Q: one and two.", "Dr. X?", "A: y"]
+
+
+@pytest.mark.parametrize("script", ["foreign_llmlingua", "foreign_selective"])
+def test_what_is_missing_on_the_other_side_is_said(script: str, tmp_path: Path):
+    """This Python has neither llmlingua nor selective-context."""
+    other = beside.Foreign(sys.executable, script, "pip install it")
+    with pytest.raises(UserError, match=r"No module named .*; pip install it"):
+        other.ask(model=str(tmp_path))
+    other.process.wait(10)
+    with pytest.raises(UserError, match=r"cannot be run .*: pip install it"):
+        beside.Foreign(str(tmp_path / "no-python"), script, "pip install it")
+
+
+def test_shares_and_gaps_are_counted_on_the_text():
+    def pruned(text: str, asked: int, unmended: int) -> PrunedPrompt:
+        return PrunedPrompt(text, 10, len(text), asked, unmended, 1, (0,))
+
+    found = budget_exact.summary([pruned("abc", 3, 5), pruned("ab", 4, 4), pruned("abcdefghij", 99, 10)], Letters())
+    assert (found["equal"], found["below"], found["above"]) == pytest.approx((2 / 3, 1 / 3, 0))
+    assert (found["largest_gap"], found["unmended_largest_excess"]) == (2, 2)
+    assert (found["unmended_equal"], found["unmended_above"]) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_ratios_are_of_the_same_repeat():
+    seconds = {bench_prune.PREFILL: [1.0, 2.0, 4.0], bench_prune.ALONE: [0.1, 0.4, 0.4]}
+    seconds[bench_prune.THEIRS] = [2.0, 4.0, 8.0]
+    alone = bench_prune.report(seconds)[1]
+    assert alone["over_prefill"] == pytest.approx(0.1) and alone["over_llmlingua"] == pytest.approx(0.05)
+    assert (alone["low"], alone["seconds"], alone["high"]) == (0.1, 0.4, 0.4)
+    batches = bench_prune.batches_of(long_prompts(Letters(), 3, 120), Letters(), 2)
+    assert [len(batch.tokens) for batch in batches] == [2, 1]
+    assert {batch.tokens.shape[1] for batch in batches} == {120} and not any((b.role == 4).any() for b in batches)
