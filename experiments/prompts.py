@@ -53,4 +53,4 @@ def _filled(example: Example, tokenizer: Tokenizer, tokens: int) -> Example:
             break
         kept.append(f"{text.strip()}\n\n")
         room -= len(ids)
-    return replace(example, context=tuple(kept), support=None, forced=())
+    return replace(example, instruction="", context=tuple(kept), support=None, forced=())

@@ -35,6 +35,7 @@ class Client:
         self.config, self._cache, self.sent = config, Cache(cache), 0
         root = config.base_url.rstrip("/")
         self.base = root if "/" in root.partition("://")[2] else f"{root}/v1"
+        self._echoes = False  # whether it has given log-probabilities of a prompt
         self._lock, self._slots = threading.Lock(), threading.BoundedSemaphore(config.concurrency)
 
     @cached_property
@@ -98,7 +99,9 @@ class Client:
 
         requests = [request(prompt, answer) for prompt, answer in zip(prompts, answers)]
         try:
-            self._all(requests[:1])  # alone: where it is refused, no other is sent
+            if not self._echoes:
+                self._all(requests[:1])  # alone: where it is refused, no other is sent
+                self._echoes = True
             return self._all(requests)
         except (_UnavailableError, RefusedError):
             return None
