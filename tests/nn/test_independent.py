@@ -149,7 +149,7 @@ def test_without_a_key_what_is_likelier_than_not_is_kept():
 def test_forced_tokens_are_kept_and_a_forced_segment_does_not_count_as_the_survivor():
     prompt = Prompt((4, 4, 5), forced=tuple((2, place) for place in range(5)))
     batch = jax.tree.map(lambda x: np.repeat(x, 64, axis=0), batch_of((prompt,), LENGTH + 1, 3))
-    low = Scores(np.full(batch.role.shape, -9.0, np.float32), np.full(batch.support.shape, -9.0, np.float32))
+    low = Scores(jnp.full(batch.role.shape, -9.0), jnp.full(batch.support.shape, -9.0))
     found = prune(low, batch, np.zeros(64, np.int32), "independent", jax.random.split(jax.random.key(1), 64))
     assert np.asarray(found.keep)[batch.forced].all()
     survivors = np.asarray(found.segment_rank) < np.asarray(found.drawn)[:, None]
