@@ -179,9 +179,8 @@ def trained(name: str) -> Method:
 
 def drawn(name: str) -> Method:
     """The same run, its mask drawn instead of filled up to the budget."""
-    return replace(
-        trained(name), name=f"{name}_drawn", draw="sample", about=f"{name}, the mask drawn, without a budget"
-    )
+    about = f"{name}, its mask drawn as published: it heeds no budget"
+    return replace(trained(name), name=f"{name}_drawn", draw="sample", about=about)
 
 
 def chosen(methods: Sequence[Method], names: Sequence[str]) -> tuple[Method, ...]:

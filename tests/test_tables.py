@@ -16,7 +16,7 @@ from experiments import ablations, cot_influx_main, measure, more_candidates, ta
 from experiments.grid import Method, Setting, Table, chosen, parser_of
 from experiments.measure import Part, measured
 from experiments.table_files import escaped, write_table
-from experiments.table_lines import break_even, lines_of, reading_cost
+from experiments.table_lines import at, break_even, lines_of, reading_cost
 from rcp.cli import main
 from rcp.evaluate.cells import read_cell
 from rcp.types import UserError
@@ -29,6 +29,7 @@ ROWS = (
     Method("shorter", "shorter", about="uncompressed"),
     Method("random", "random"),
     Method("ours", "ours", "mine", f"{ROOT}/configs/jsonl.py"),
+    Method("drawn", "ours", "mine", f"{ROOT}/configs/jsonl.py", draw="sample"),
     Method("other", "ours", "absent", "configs/jsonl.py", ("--config.train.steps=3",)),
     Method("older", "ours", "older", "configs/jsonl.py:rl", ("--config.scorer.colour=1",)),
     Method("future", "not_yet"),
@@ -98,6 +99,7 @@ def test_what_cannot_be_measured_says_what_it_needs(world: World, part: Part) ->
     assert "what this version cannot train: unknown config key config.scorer.colour" in row(part, "older").needs
     assert "'not_yet', which this version does not have" in row(part, "future").needs
     assert "absent.jsonl" in row(part, "fixed").needs
+    assert 'should be "budget" unless budget.granularity is "independent"' in row(part, "drawn").needs
     assert not any(row(part, name).columns for name in ("other", "older", "future", "fixed"))
     assert row(part, "ours").seeds == (0,) and "mine-" in row(part, "ours").needs, "the run of seed 1 is not there"
     away = world.part("--budget-minutes=0", names=("random",), reader="owner/nowhere")
@@ -221,6 +223,14 @@ def test_every_table_has_random_the_shorter_prompt_and_ours() -> None:
         assert {"none", "random", "shorter", "ours"} <= set(names) and len(names) == len(set(names))
     with pytest.raises(UserError, match="no row 'nobody'"):
         chosen(ablations.METHODS, ("nobody",))
+
+
+def test_a_method_without_a_budget_stands_at_every_one(part: Part) -> None:
+    assert [method.single for method in ROWS[:6]] == ["0", "1", None, None, None, "1"]
+    column = row(part, "random").columns["8 tokens"]
+    drawn = replace(row(part, "drawn"), columns={"1": column})
+    assert at(drawn, "8 tokens") is at(drawn, "16 tokens") is column
+    assert at(row(part, "random"), "1") is None
 
 
 def test_signs_of_latex_are_escaped() -> None:

@@ -59,6 +59,14 @@ class Texts:
     def example(self, index: int) -> Example:
         return self.encoded.examples[int(index)]
 
+    def of_mask(self, index: int, keep: np.ndarray) -> Sent:
+        """The text that a keep mask over a whole prompt, as it stands in a batch, leaves of an example."""
+        whole, example = self.encoded[int(index)], self.example(index)
+        ids = np.concatenate(whole.context)
+        segment = np.repeat(np.arange(len(whole.context)), [len(piece) for piece in whole.context])
+        kept = keep[len(whole.instruction) :][: len(ids)]
+        return Sent(example.instruction, self._left(int(index), ids[kept], segment[kept]), example.question)
+
     def context(self, batch: Batch, row: int, mask: np.ndarray) -> str:
         """What a mask over its context tokens leaves of the context of a whole prompt."""
         inside = batch.role[row] == Role.CONTEXT

@@ -13,7 +13,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPMessage
+from email.message import Message
+from http.client import HTTPException
 from typing import Any
 
 from rcp.types import UserError
@@ -112,7 +113,7 @@ def _clean(text: str, key: str) -> str:
     return " ".join(text[:SHOWN].split())
 
 
-def _retry_after(headers: HTTPMessage | None) -> float | None:
+def _retry_after(headers: Message | None) -> float | None:
     """Seconds that the server asks to wait, given as a number of them or as a date."""
     text = (headers or {}).get("Retry-After", "")
     if not text:

@@ -167,6 +167,8 @@ def measure(
     `host`: a reader that takes the place of the subject's own.
     """
     config = subject.config
+    if config.eval.reader == "openai" and host is None:
+        raise UserError('config.eval.reader is "openai": here the model itself reads; rcp eval asks an endpoint')
     keep_tokens = config.eval.keep_tokens or config.budget.keep_tokens or ()
     print(
         f"{len(examples)} examples of the {config.eval.split} split, prompts padded to "

@@ -1,8 +1,13 @@
-"""The reward of a model behind an endpoint: the drawn masks' texts go out of the compiled step, verdicts come back.
+"""The reward of a model behind an endpoint: the drawn masks go out of the compiled step, verdicts come back.
 
 Black-box reinforcement: the model that is rewarded gives neither gradients nor, mostly, likelihoods. The step hands its
-compacted prompts to the host (`jax.io_callback`) once a step and device and waits for the answers: that is what it
-costs, and nothing of it is in the program of a run with a reader of its own.
+masks to the host (`jax.experimental.io_callback`), once a step and device, and waits while their texts are answered:
+that is what it costs, and nothing of it is in the program of a run with a reader of its own.
+
+Only the bits of the masks travel. An operand of some 100 KB and more is copied by the thread pool that runs the step,
+and where several host devices wait for one another no thread of it is left: the step would never end. For the same
+reason XLA ends a process whose host devices have waited 40 s for one: where a server is slower than that, run on one
+device or raise `XLA_FLAGS=--xla_cpu_collective_call_terminate_timeout_seconds`.
 
 What a server answers need not repeat, so such a run resumed from a checkpoint need not end as one left alone.
 """
@@ -38,8 +43,8 @@ class Verdict(NamedTuple):
     trouble: Float[Array, "samples batch"]
 
 
-Judge = Callable[[Batch], Verdict]
-"""From compacted prompts, each array [samples, batch, ...], to what the endpoint makes of them."""
+Judge = Callable[[Array, Batch], Verdict]
+"""From keep masks bool [samples, batch, tokens] over the prompts of a batch to what the endpoint makes of them."""
 
 
 class Outside:
@@ -57,39 +62,33 @@ class Outside:
         self._check, self._tokenizer, self._encoded, self._texts = task.check, tokenizer, encoded, None
         self._lock = threading.Lock()
 
-    def __call__(self, prompts: Batch) -> Verdict:
-        """To be traced inside the step; `prompts` as in `Judge`."""
-        shape = prompts.tokens.shape[:2]
-        number = jax.ShapeDtypeStruct(shape, jnp.float32)
-        parts = (prompts.tokens, prompts.role, prompts.segment, prompts.index, prompts.weight)
-        exact, nll, trouble = io_callback(self._ask, (jax.ShapeDtypeStruct(shape, jnp.bool_), number, number), *parts)
+    def __call__(self, keep: Bool[Array, "samples batch tokens"], batch: Batch) -> Verdict:
+        """To be traced inside the step; see `Judge`."""
+        number = jax.ShapeDtypeStruct(keep.shape[:2], jnp.float32)
+        result = (jax.ShapeDtypeStruct(keep.shape[:2], jnp.bool_), number, number)
+        bits = [jnp.packbits(mask, axis=-1) for mask in keep]
+        exact, nll, trouble = io_callback(self._ask, result, batch.index, batch.weight, *bits)
         return Verdict(exact, nll if self._likely else None, trouble)
 
-    def _ask(self, *parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        arrays = [np.asarray(part) for part in parts]
-        shape = arrays[0].shape[:2]
+    def _ask(self, index: Any, weight: Any, *bits: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keep = np.stack([np.unpackbits(np.asarray(one), axis=-1).astype(bool) for one in bits])
+        shape = keep.shape[:2]
         if self.failure is None:
             try:
-                return (*self.judge(*arrays), np.zeros(shape, np.float32))
+                return (*self.judge(keep, np.asarray(index), np.asarray(weight)), np.zeros(shape, np.float32))
             except UserError as error:
                 self.failure = error
         return np.zeros(shape, bool), np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32)
 
-    def judge(
-        self, tokens: np.ndarray, role: np.ndarray, segment: np.ndarray, index: np.ndarray, weight: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def judge(self, keep: np.ndarray, index: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Exact match bool and the answers' NLL float32, both [samples, batch]; rows of weight 0 are not sent."""
-        shape = tokens.shape[:2]
-        flat = [array.reshape(-1, *array.shape[2:]) for array in (tokens, role, segment, index, weight)]
-        real = np.flatnonzero(flat[4] > 0)
-        tokens, role, segment, index, weight = (array[real] for array in flat)
-        none = np.zeros((len(real), 0))
-        texts = self.texts()
-        sent = texts.of(Batch(tokens, role, segment, none, none, weight, index, index))
-        asked, examples = [prompt.text for prompt in sent], [texts.example(i) for i in index]
-        exact, nll = np.zeros(shape, bool), np.zeros(shape, np.float32)
-        said = self.client.texts(asked)
-        exact.reshape(-1)[real] = [self._check(one[0], example) for one, example in zip(said, examples)]
+        texts, exact = self.texts(), np.zeros(keep.shape[:2], bool)
+        nll = np.zeros(exact.shape, np.float32)
+        places = [(sample, row) for sample in range(len(keep)) for row in np.flatnonzero(weight > 0)]
+        asked = [texts.of_mask(index[row], keep[sample, row]).text for sample, row in places]
+        examples = [texts.example(index[row]) for _, row in places]
+        for place, said, example in zip(places, self.client.texts(asked), examples):
+            exact[place] = self._check(said[0], example)
         if self._likely:
             found = self.client.nll(asked, [example.answer for example in examples])
             if found is None:
@@ -97,7 +96,8 @@ class Outside:
                     "config.reward.endpoint.logprobs is set, but the endpoint gives no log-probabilities of what it is "
                     "sent: take it back (the likelihood is then our own model's) or set config.reward.likelihood = 0"
                 )
-            nll.reshape(-1)[real] = found
+            for place, value in zip(places, found):
+                nll[place] = value
         return exact, nll
 
     def texts(self) -> Texts:

@@ -164,7 +164,7 @@ def make_pruner_step(
         def earn_outside(pruned: Pruned) -> tuple[Array, Array]:
             """Of several draws together; what the judge does not say of the likelihood is the model's."""
             assert judge is not None
-            verdict = judge(jax.vmap(lambda keep: pruner.compact(batch, keep, short))(pruned.keep))
+            verdict = judge(pruned.keep, batch)
             if verdict.nll_sum is not None:
                 answers = jnp.sum(batch.role == Role.ANSWER, axis=1, dtype=jnp.float32)
                 nll = verdict.nll_sum / jnp.maximum(answers, 1.0)[None]

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
-LIFE = 900.0
+LIFE = 3600.0
 COUNTS: Counter[str] = Counter()
 SEEN: set[str] = set()
 LOCK = threading.Lock()

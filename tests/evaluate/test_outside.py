@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 
 from rcp.cli import main
+from rcp.config import EndpointConfig
 from rcp.data.pack import collate
 from rcp.data.pipeline import EncodedTask
 from rcp.data.tasks.chain import Chain
+from rcp.data.tasks.facts import Facts
 from rcp.data.text import Texts
+from rcp.endpoint.client import Client
+from rcp.evaluate.answers import Decoding
+from rcp.evaluate.budgets import Budget
+from rcp.evaluate.outside import Outside
 from rcp.evaluate.tables import read_results
+from rcp.nn.pruner import Scores
+from rcp.policies import First, Full
 from rcp.types import Role
 from tests.endpoint.server import count, serving
 
@@ -119,3 +127,47 @@ def test_texts_are_as_the_task_writes_them() -> None:
     inside = batch.role[0] == Role.CONTEXT
     mask = np.arange(inside.sum()) % 4 < 2
     assert texts.context(batch, 0, mask).split() == tokenizer.decode(batch.tokens[0][inside][mask].tolist()).split()
+
+
+class Bytes:
+    """A token a byte; two spaces are one token."""
+
+    vocab_size, pad_id, eos_id = 300, 256, 257
+
+    def encode(self, text: str) -> list[int]:
+        out: list[int] = []
+        for byte in text.encode():
+            if byte == 32 and out[-1:] == [32]:
+                out[-1] = 258
+            else:
+                out.append(byte)
+        return out
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(b"  " if i == 258 else bytes([i]) for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("granularity", ["token", "segment"])
+def test_the_budget_is_met_in_the_text_that_is_sent(granularity: str) -> None:
+    """Of sentences that are cut, the space before them stays: the text grows, and its budget is met anew."""
+    task, tokenizer = Facts(segments=3), Bytes()
+    encoded = EncodedTask(task, tokenizer, "test", 4, lengths=(256,), max_segments=3)
+    batch = collate([encoded[i] for i in range(4)], 256, 3, 4)
+    batch.weight[3] = 0
+    outside = Outside(
+        Client(EndpointConfig(base_url="http://127.0.0.1:9")), Texts(encoded, tokenizer), task.check, Decoding(4)
+    )
+    rng = np.random.default_rng(0)
+    scores = Scores(*(rng.normal(size=shape).astype(np.float32) for shape in (batch.tokens.shape, (4, 3))))
+    budget, rest = Budget(0.4), {"granularity": granularity, "cut": "end"}
+    spend = np.asarray(budget.of(batch))
+    keep, kept, short = outside.prune(First(), budget, scores, batch, spend, **rest)  # pyright: ignore
+    found = outside.counts["first", 0.4].summary()
+    assert (found["n"], found["sent_exactly"], found["sent_over"]) == (3, 1.0, 0.0)
+    assert granularity == "segment" or found["unmended_over"] > 0, "it is needed here"
+    np.testing.assert_array_equal(kept, (keep & (batch.role == Role.CONTEXT)).sum(axis=1))
+    for sent, tokens, example in zip(outside.texts.of(short), spend, encoded.examples):
+        assert len(tokenizer.encode(sent.context)) == tokens
+        assert (sent.instruction, sent.question) == (example.instruction, example.question)
+    outside.prune(Full(), Budget(1.0), scores, batch, (batch.role == Role.CONTEXT).sum(axis=1), **rest)  # pyright: ignore
+    assert outside.counts["full", 1.0].sent == [len(tokenizer.encode("".join(e.context))) for e in encoded.examples][:3]

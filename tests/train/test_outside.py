@@ -12,7 +12,6 @@ import pytest
 
 from rcp.config import Config, ParallelConfig
 from rcp.config_file import from_dict
-from rcp.nn import pruner
 from rcp.train.build import build
 from rcp.train.loop import run
 from rcp.train.parallel import Parallel
@@ -116,16 +115,14 @@ def test_likelihoods_come_from_the_endpoint_where_it_is_asked_for_them(url: str)
     assert built.outside is not None
     batch = next(built.stages[-1].make_pipeline())
     needed = (batch.role != Role.CONTEXT) | (np.take_along_axis(batch.support, np.maximum(batch.segment, 0), 1) == 1)
-    prompts = [pruner.compact(batch, keep, 16) for keep in (needed, batch.role != Role.CONTEXT)]
-    both = [np.stack([np.asarray(getattr(p, name)) for p in prompts]) for name in ("tokens", "role", "segment")]
-    weight = np.stack([np.arange(8) < 6] * 2).astype(np.float32)
-    exact, nll = built.outside.judge(*both, np.stack([batch.index] * 2), weight)
+    keep, weight = np.stack([needed, batch.role != Role.CONTEXT]), (np.arange(8) < 6).astype(np.float32)
+    exact, nll = built.outside.judge(keep, batch.index, weight)
     np.testing.assert_array_equal(exact, [[True] * 6 + [False] * 2, [False] * 8])
     np.testing.assert_allclose(nll, [[1.0] * 6 + [0.0] * 2, [6.0] * 6 + [0.0] * 2])
     refused = build(config_of(url, reward={"likelihood": 1.0}, logprobs=True, model="base")).outside
     assert refused is not None
     with pytest.raises(UserError, match=r"config.reward.endpoint.logprobs is set, but the endpoint gives no"):
-        refused.judge(*both, np.stack([batch.index] * 2), weight)
+        refused.judge(keep, batch.index, weight)
 
 
 def test_a_server_that_is_away_ends_the_run_and_another_goes_on_with_it(url: str, tmp_path: Path) -> None:
