@@ -18,8 +18,8 @@ VARIANTS = ("rcp_math", "gsm8k")
 
 def get_config(variant: str = "rcp_math") -> ConfigDict:
     base = runpy.run_path(str(Path(__file__).with_name(f"{variant}.py")))["get_config"]("supervised")
-    c = ConfigDict({name: base[name] for name in ("task", "data", "model")})
-    c.model.remat = True  # the labels' backward pass goes through the whole model
+    c = ConfigDict({name: base[name] for name in ("task", "data")})
+    c.model = {**base.model, "remat": True}  # the labels' backward pass goes through the whole model
     c.scorer = {"kind": "llmlingua2", "layer": 4, "width": 64, "depth": 2, "heads": 2}
     c.budget = {"granularity": "token", "keep_rates": (0.25, 0.5)}
     c.objectives = {"bce": 1.0}

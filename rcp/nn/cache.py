@@ -64,5 +64,5 @@ def append(
 
 def repeated(cache: KVCache, times: int) -> KVCache:
     """Each example's row `times` times, one after the other."""
-    rows = [jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)]
-    return KVCache(*rows, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))
+    k, v = (jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v))
+    return KVCache(k, v, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))
