@@ -147,7 +147,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's: the correlation of ranks, ties by place (scores here have none to speak of)."""
     ranks = np.stack([np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (a, b)])
-    return float(np.corrcoef(ranks)[0, 1])
+    first, second = ranks - ranks.mean(axis=1, keepdims=True)
+    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
 
 
 def table(rows: Sequence[dict[str, float]], output: Path | None) -> None:
