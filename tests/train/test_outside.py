@@ -66,10 +66,10 @@ def rows_of(workdir: Path) -> list[dict]:
 
 def test_the_reward_rises_and_each_prompt_is_paid_for_once(url: str, tmp_path: Path) -> None:
     before = count(url)
-    config = config_of(url, steps=60)
+    config = config_of(url, steps=12)
     run(build(config).stages, config, tmp_path)
     rewards = [row["reward"] for row in rows_of(tmp_path)]
-    assert np.mean(rewards[-10:]) > np.mean(rewards[:5]) + 0.2, rewards
+    assert rewards[0] < 0.6 and np.mean(rewards[-4:]) > 0.85, rewards
     assert count(url) - before <= 8 * 3, "a problem has three prompts of one statement"
 
 
