@@ -63,11 +63,11 @@ SOURCES: dict[str, Source] = {
     ),
     "multiarith": Source(
         {"test": "multiarith.json"},
-        f"curl -L -o multiarith.json {_RAW}/kojima-takeshi188/zero_shot_cot/main/dataset/MultiArith/MultiArith.json",
+        "take MultiArith in the JSON form of AddSub's file (iIndex, sQuestion, lEquations, lSolutions) as multiarith.json",
     ),
     "singleeq": Source(
         {"test": "singleeq.json"},
-        f"curl -L -o singleeq.json {_RAW}/kojima-takeshi188/zero_shot_cot/main/dataset/SingleEq/questions.json",
+        "take SingleEq in the JSON form of AddSub's file (iIndex, sQuestion, lEquations, lSolutions) as singleeq.json",
     ),
     "mrd3": Source(
         {"train": "mrd3_revise_difficulty.json"},
