@@ -63,11 +63,11 @@ SOURCES: dict[str, Source] = {
     ),
     "multiarith": Source(
         {"test": "multiarith.json"},
-        "take MultiArith in the JSON form of AddSub's file (iIndex, sQuestion, lEquations, lSolutions) as multiarith.json",
+        "take MultiArith in the JSON form of AddSub's file (sQuestion, lEquations, lSolutions) as multiarith.json",
     ),
     "singleeq": Source(
         {"test": "singleeq.json"},
-        "take SingleEq in the JSON form of AddSub's file (iIndex, sQuestion, lEquations, lSolutions) as singleeq.json",
+        "take SingleEq in the JSON form of AddSub's file (sQuestion, lEquations, lSolutions) as singleeq.json",
     ),
     "mrd3": Source(
         {"train": "mrd3_revise_difficulty.json"},
