@@ -27,6 +27,7 @@ from rcp.evaluate.subject import Subject, of_reader
 from rcp.nn.lengths import of_lengths
 from rcp.nn.pruner import compact
 from rcp.pretrained import Pretrained, load
+from rcp.train.parallel import use_compile_cache
 from rcp.types import Batch, Role, UserError
 
 SHOTS = (0, 4, 8, 16)
@@ -129,7 +130,7 @@ def subject_of(family: str, options: argparse.Namespace, model: Pretrained) -> S
         "task": task,
         "data": {"lengths": options.lengths[-1:], "max_segments": max(options.shots), "max_answer": 32},
         "model": {"name": options.model, "dtype": options.dtype},
-        "eval": {"split": "train", "examples": options.questions, "batch_size": 16},
+        "eval": {"split": "train", "examples": options.questions, "batch_size": 8},
     }
     return of_reader(from_dict(values), model)
 
@@ -177,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: %(default)s)")
     add("--output", type=Path, help="write the table there too")
     options = parser.parse_args(argv)
+    use_compile_cache()
     try:
         rows = run(options)
     except UserError as error:
