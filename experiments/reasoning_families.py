@@ -5,7 +5,7 @@
 One row a family, its problems made small by `OPTIONS` and its wording as published. The questions are of the training
 split of another seed than that of any config: families may be chosen by this table, and results reported on the others.
 A question's 4 shots are the last of its 8, and those of its 16. Exact match is teacher-forced: every token of the
-gold answer and of the line's end is the likeliest one, as in greedy decoding.
+gold answer and the blank line behind it is the likeliest one, as in greedy decoding.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ def test_prompts():
     for number, example in enumerate(TASK.examples("test", 8)):
         assert example == TASK.example("test", number)
         assert len(set(example.context)) == 6 and sum("Least Common Multiple" in shot for shot in example.context) == 2
+        assert all(shot.endswith("\n\n") for shot in (*example.context, example.answer))
         assert all(example.question not in shot for shot in example.context)
         assert example.group == TASK.groups[number % 2]
         assert example.support is not None and len(example.support) == 4

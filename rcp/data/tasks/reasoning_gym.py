@@ -100,7 +100,7 @@ class ReasoningGym:
             instruction="",
             context=tuple(shots[i] for i in order),
             question=self.ask(item["question"])[1],
-            answer=f" {item['answer']}\n",
+            answer=f" {item['answer']}\n\n",  # as in the shots: a blank line is another token than a line's end
             support=own if self.distractors else None,
             group=family,
             uid=f"reasoning_gym/{family}/{split}/{index}",
