@@ -53,6 +53,7 @@ class Setting:
       name: of its files, such as "gsm8k_16". title: in the table. at: its place on the x axis, where the table has one.
       task: the section `task` of a config. max_segments, max_answer: as in `data`.
       keep_tokens, keep_rates: the budgets.
+      exact: exact match is shown without decoding too, teacher-forced: for answers of a few tokens.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Setting:
     keep_rates: tuple[float, ...] = ()
     batch_size: int = 8
     decode: int = 0
+    exact: bool = False
     dtype: str = "bfloat16"
     at: float = 0.0
 

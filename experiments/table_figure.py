@@ -1,4 +1,4 @@
-"""The picture of a measured table: answer NLL, and exact match where it was decoded, with their intervals."""
+"""The picture of a measured table: answer NLL, and exact match where it is shown, with their intervals."""
 
 from __future__ import annotations
 

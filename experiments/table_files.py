@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from experiments.grid import Table
+from experiments.grid import Setting, Table
 from experiments.measure import Part
 from experiments.table_figure import write_figure
 from experiments.table_lines import Line, budgets_of, excludes_zero, lines_of, metrics_of, order
 from rcp.evaluate.tables import Grid, markdown_lines, print_grids
 
-METRICS = {"nll": "answer NLL, nats a token", "em": "exact match, decoded"}
 NAMES = {"published": "published exact match, %", "source": "source"}
 LEGEND = (
     "Brackets: 95 % bootstrap intervals over the problems, several seeds averaged within each. Differences are paired, "
@@ -45,6 +44,12 @@ def write_table(name: str, table: Table, parts: Sequence[Part], folder: Path, re
         print("".join(f"{line}\n" for line in needs(part)), end="")
 
 
+def _name(metric: str, setting: Setting) -> str:
+    """What a heading calls a metric."""
+    exact = "exact match, decoded" if setting.decode else "exact match, teacher-forced"
+    return {"nll": "answer NLL, nats a token", "em": exact}[metric]
+
+
 def _rounded(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
@@ -56,11 +61,12 @@ def grids(table: Table, part: Part, lines: Sequence[Line]) -> list[Grid]:
     out = []
     for metric in metrics_of(part.setting):
         mine = [line for line in lines if line.metric == metric]
+        name = _name(metric, part.setting)
         last = metric == metrics_of(part.setting)[-1]
         extra = ("published", "source") if last and any(line.published for line in mine) else ()
-        out.append(_grid(f"{METRICS[metric]}: {where}", part, mine, _value, extra))
+        out.append(_grid(f"{name}: {where}", part, mine, _value, extra))
         if any(line.difference is not None for line in mine):
-            out.append(_grid(f"{table.ours} less each, {METRICS[metric]}: {where}", part, mine, _difference))
+            out.append(_grid(f"{table.ours} less each, {name}: {where}", part, mine, _difference))
     if table.costs and any(line.value is not None for line in lines):
         mine = [line for line in lines if line.metric == "nll"]
         out.append(_grid(f"tokens kept, prune + read seconds, break-even tokens: {where}", part, mine, _cost))

@@ -48,7 +48,7 @@ class Line:
 
 
 def metrics_of(setting: Setting) -> tuple[str, ...]:
-    return ("nll", "em") if setting.decode else ("nll",)
+    return ("nll", "em") if setting.decode or setting.exact else ("nll",)
 
 
 def budgets_of(setting: Setting) -> list[str]:

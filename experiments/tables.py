@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rcp.types import UserError
 
@@ -18,6 +19,7 @@ TABLES = {
     "cot_influx_main": "word problems x methods x LLMs at equal budgets: answer NLL, exact match",
     "same_budget": "methods against the token budget, 1x to 20x, with seconds and break-even lengths",
     "more_candidates": "answer NLL and exact match against the number of candidates at a fixed budget",
+    "reasoning": "reasoning-gym families: exact match at the budget of a few shots out of a mixed pool",
     "ablations": "what of the method does the work: stages, rewards, curriculum, question, objectives",
     "estimators": "every gradient estimator of rcp.sampling against the exact gradient",
 }
@@ -37,8 +39,13 @@ def main(name: str | None, argv: Sequence[str]) -> int:
     return importlib.import_module(f"experiments.{name}").main(argv)
 
 
-def run_table(name: str, table: object, options: argparse.Namespace) -> int:
-    """Measures a table, writes its files and says where they are."""
+def run_table(
+    name: str, table: object, options: argparse.Namespace, also: Callable[[Sequence[Any]], str] = lambda parts: ""
+) -> int:
+    """Measures a table, writes its files and says where they are.
+
+    `also`: from the measured parts to more Markdown, which the end of the page gets.
+    """
     from experiments.grid import Table
     from experiments.measure import measured
     from experiments.table_files import write_table
@@ -49,6 +56,9 @@ def run_table(name: str, table: object, options: argparse.Namespace) -> int:
     use_compile_cache()
     parts = measured(table, options)
     write_table(name, table, parts, options.output, options.bootstrap)
+    if text := also(parts):
+        with (options.output / f"{name}.md").open("a", encoding="utf-8") as page:
+            page.write(f"\n{text}")
     missing = sum(bool(row.needs) for part in parts for row in part.rows)
     rows = sum(len(part.rows) for part in parts)
     print(

@@ -19,7 +19,7 @@ def fill(cls: type[T], values: Mapping[str, Any], path: str, where: Callable[[st
     """A dataclass filled from plain values and checked for names and types; tasks use it for their own section.
 
     Args:
-      cls: the dataclass. Field types: int, float, bool, str, tuple, dict, Literal, dataclasses, and those or None.
+      cls: the dataclass. Field types: int, float, bool, str, tuple, dict, Mapping, Literal, dataclass, or None too.
       values: its keys; missing ones take the defaults.
       path: dotted name of the section, for messages ("config.task").
       where: given a dotted key, says where it was written (" in configs/facts.py").
@@ -73,7 +73,7 @@ def _coerce(value: Any, hint: Any, name: str, where: Callable[[str], str]) -> An
     if origin is tuple:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(item, args[0], name, where) for item in items)
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise wrong
         return {str(k): _coerce(v, args[1], f"{name}.{k}", where) for k, v in value.items()}
@@ -96,6 +96,6 @@ def _spell(hint: Any) -> str:
         return f"a list of {_spell(args[0])} values"
     if hint is ObjectiveConfig:
         return "a weight or a section with weight, schedule, begin, end, steps"
-    if origin is dict or is_dataclass(hint):
+    if origin in (dict, Mapping) or is_dataclass(hint):
         return "a section"
     return getattr(hint, "__name__", str(hint))

@@ -25,7 +25,7 @@ class ReasoningGym:
       families: names of the families that questions come from, in turn.
       shots: candidate examples in each context.
       distractor_families: families that `distractors` of the shots come from; the others are of the question's family.
-      distractors: how many shots are of another family.
+      distractors: how many shots are of another family. Where there are some, the others are the example's support.
       params: options of a family, by its name, such as {"chain_sum": {"max_terms": 2}}.
       pool_size: worked examples of each family that shots are drawn from.
       seed: of the problems and of every draw.
@@ -94,11 +94,14 @@ class ReasoningGym:
                 raise UserError(f"config.task.families: {source} has too few different problems for {self.shots} shots")
             used.add(worked["question"])
             shots.append(f"Q: {worked['question'].strip()}\nA: {worked['answer']}\n\n")
+        order = [int(i) for i in rng.permutation(len(shots))]
+        own = tuple(place for place, i in enumerate(order) if i < self.shots - self.distractors)
         return Example(
             instruction="",
-            context=tuple(shots[int(i)] for i in rng.permutation(len(shots))),
+            context=tuple(shots[i] for i in order),
             question=self.ask(item["question"])[1],
-            answer=f" {item['answer']}\n",
+            answer=f" {item['answer']}\n\n",  # as in the shots: a blank line is another token than a line's end
+            support=own if self.distractors else None,
             group=family,
             uid=f"reasoning_gym/{family}/{split}/{index}",
         )
@@ -114,8 +117,13 @@ class ReasoningGym:
         return re.split(r"\n\s*\n|\nQ:", prediction)[0].strip()
 
     def _dataset(self, family: str, split: str):
-        options = tuple(sorted(self.params.get(family, {}).items()))
+        options = tuple((key, _hashable(value)) for key, value in sorted(self.params.get(family, {}).items()))
         return _dataset(family, self.seed * len(_PLACE) * _STRIDE + _PLACE[split] * _STRIDE, options)
+
+
+def _hashable(value: Any) -> Any:
+    """An option with tuples for lists: a config that was read from JSON has lists."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 @cache

@@ -1,0 +1,102 @@
+"""Exact match where a small model can show some: short problems, sixteen worked examples, the budget of a few of them.
+
+    rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp tables reasoning
+
+Of the candidates of `configs/reasoning.py` a quarter is of the question's family. Two rows answer the same questions
+after other contexts, which no method has: four and sixteen examples of the right family. The oracle keeps the family's
+own first, out of the same candidates. Exact match is teacher-forced unless --decode says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.grid import Method, Setting, Table, chosen, parser_of
+from experiments.measure import Part
+from experiments.table_lines import at, budgets_of
+from experiments.tables import run_table
+from rcp.config_file import load_config
+
+NAME = "reasoning"
+FILE = Path(__file__).resolve().parent.parent / "configs" / "reasoning.py"
+
+
+def of_family(shots: int) -> Method:
+    """The row of so many examples of the question's family, whatever the budget."""
+    about = f"reference: another context, {shots} examples of the question's family, read whole"
+    return Method(f"family_{shots}", "full", task={"shots": shots, "distractors": 0}, about=about)
+
+
+METHODS = (
+    Method("ours", "ours", NAME, f"configs/{NAME}.py", about="trained by configs/reasoning.py"),
+    Method("none", "none", about="the question alone"),
+    Method("full", "full", about="all sixteen candidates, whatever the budget"),
+    Method("shorter", "shorter", about="uncompressed: the first candidates that fit the budget whole"),
+    Method("random", "random", about="candidates at random"),
+    Method("first", "first"),
+    Method("last", "last"),
+    Method("bm25", "bm25"),
+    Method("embedding", "embedding"),
+    Method("perplexity", "perplexity"),
+    Method("oracle", "oracle", about="the family's own candidates first; knows the family"),
+    of_family(4),
+    of_family(16),
+)
+
+
+def setting_of(examples: int, keep_tokens: Sequence[int], batch_size: int, decode: int, dtype: str) -> Setting:
+    """The questions, candidates and reader of the config, and where no budget is given those of its evaluation."""
+    config = load_config(FILE)
+    return Setting(
+        name=NAME,
+        title="16 candidates of mixed families",
+        task={"name": config.task.name, **config.task.fields},
+        reader=config.model.name,
+        max_segments=config.data.max_segments,
+        max_answer=config.data.max_answer,
+        examples=examples,
+        keep_tokens=tuple(keep_tokens) or config.eval.keep_tokens,
+        batch_size=batch_size,
+        decode=decode,
+        exact=True,
+        dtype=dtype,
+    )
+
+
+def by_family(parts: Sequence[Part]) -> str:
+    """Exact match of every row by the family of the question, a table a budget, in Markdown."""
+    out = []
+    for part in parts:
+        families = tuple(part.setting.task["families"])
+        for budget in budgets_of(part.setting):
+            found = [(row.method.name, column) for row in part.rows if (column := at(row, budget)) is not None]
+            if not found:
+                continue
+            # Question i is of family i modulo their number; see `rcp.data.tasks.reasoning_gym`.
+            members = [found[0][1].index % len(families) == number for number in range(len(families))]
+            counts = [f"{family} (n = {int(own.sum())})" for family, own in zip(families, members)]
+            out += [f"Exact match by family @ {budget}", "", f"| method | {' | '.join(counts)} |"]
+            out += ["|---" * (len(families) + 1) + "|"]
+            for name, column in found:
+                assert np.array_equal(column.index, found[0][1].index)
+                out.append(f"| {name} | {' | '.join(f'{column.em[own].mean():.3f}' for own in members)} |")
+            out.append("")
+    return "\n".join(out)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, writes and prints the table."""
+    parser = parser_of(NAME, __doc__, keep_tokens=(), batch_size=16)
+    options = parser.parse_args(argv)
+    table = Table(
+        title="Few-shot problems of reasoning-gym out of mixed candidates",
+        about="Sixteen worked examples of several families before each question; a budget counts their tokens.",
+        settings=(
+            setting_of(options.examples, options.keep_tokens, options.batch_size, options.decode, options.dtype),
+        ),
+        methods=chosen(METHODS, options.methods),
+    )
+    return run_table(NAME, table, options, by_family)

@@ -1,0 +1,50 @@
+"""The table of reasoning-gym families: its setting is the config's, and families are told apart by the question."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.measure import Column, Part, Row
+from experiments.reasoning import METHODS, by_family, setting_of
+from rcp.data.tasks.reasoning_gym import ReasoningGym
+
+
+def test_the_references_ask_the_same_questions() -> None:
+    """Four and sixteen examples, all of the question's family, before the questions that every other row answers."""
+    pytest.importorskip("reasoning_gym")
+    task = {key: value for key, value in setting_of(8, (), 8, 0, "bfloat16").task.items() if key != "name"}
+    mixed = ReasoningGym(**task)
+    others = {method.name: ReasoningGym(**{**task, **method.task}) for method in METHODS if method.task}
+    assert set(others) == {"family_4", "family_16"}
+    for number in range(6):
+        example = mixed.example("test", number)
+        assert len(example.context) == 16 and len(example.support or ()) == 4
+        for name, other in others.items():
+            same = other.example("test", number)
+            assert (same.question, same.answer, same.uid) == (example.question, example.answer, example.uid)
+            assert len(same.context) == int(name.removeprefix("family_")) and same.support is None
+
+
+def test_exact_match_by_family() -> None:
+    setting = setting_of(6, (40,), 2, 0, "float32")
+    families = setting.task["families"]
+    n, one = 2 * len(families), np.ones(2 * len(families))
+    index = np.arange(n, dtype=np.float64)
+
+    def column(right: np.ndarray) -> Column:
+        return Column(index, one, right.astype(np.float64), one, one, 0.0, 0.0)
+
+    rows = (
+        Row(METHODS[0], {"40 tokens": column(index < len(families))}, (0,)),
+        Row(METHODS[2], {"1": column(index % len(families) == 1)}, (0,)),
+        Row(METHODS[3], {}, (), "more time"),
+    )
+    lines = by_family([Part(setting, rows, ("cpu",))]).splitlines()
+    assert lines[0] == "Exact match by family @ 40 tokens"
+    assert lines[2] == f"| method | {' | '.join(f'{family} (n = 2)' for family in families)} |"
+    assert lines[4:6] == [
+        f"| ours | {' | '.join(['0.500'] * len(families))} |",
+        f"| full | {' | '.join(['0.000', '1.000', *['0.000'] * (len(families) - 2)])} |",
+    ]
+    assert "shorter" not in "".join(lines)
