@@ -6,13 +6,16 @@ tests compile are compiled once.
 """
 
 import atexit
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
 
+MAPS = 20_000
 COMPILED = tempfile.mkdtemp(prefix="rcp-tests-xla-")
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 
@@ -25,6 +28,20 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lax: allow implicit rank promotion")
     config.addinivalue_line("markers", "strict_dtype: forbid implicit dtype promotion")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_maps() -> Iterator[None]:
+    """Drops compiled programs between modules once they hold many memory maps, of which Linux gives a process 65,530.
+
+    XLA maps memory for every program on CPU and crashes where it gets none; a program that is needed again comes from
+    the compile cache.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
