@@ -1,7 +1,7 @@
 """CoT-Influx as published (arXiv 2312.08901), in small: shot and token pruner, REINFORCE on its own reward.
 
-    rcp train --config=configs/cot_influx.py --workdir=runs/influx
-    rcp eval --workdir=runs/influx --config.task.dataset=gsm8k
+    rcp train --config=configs/cot_influx.py --workdir=runs/cot_influx
+    rcp eval --workdir=runs/cot_influx --config.task.dataset=gsm8k
 
 Training problems and candidates are MRD3's; six candidates are retrieved for each problem, and one hand-written example
 is always kept. Problems of difficulty up to 3, easy ones first. T = 320 tokens of about 700. Evaluation draws the mask,
