@@ -35,6 +35,7 @@ def test_context_by_blank_lines_list_or_examples(tmp_path):
     assert first.uid.endswith("own.jsonl:1")
     assert second.context == ("a\n\n", "b\n") and second.support is None
     assert third.context == ("Question: x\nAnswer: y\n\n", "free text\n\n")
+    assert third.answer == " a\n\n", "ends as the answers in the examples do"
     assert task.groups == ("", "g") and len(task.examples("test", 2)) == 2
     assert task.check(" red.\nmore", first) and not task.check("blue", first) and not task.check("", first)
 

@@ -97,7 +97,7 @@ def test_prompts(folder, name, candidates):
         for shot in example.context:
             assert shot.startswith("Q: ") and shot.endswith("\n\n") and "\nA: Let's think step by step. " in shot
             assert question not in shot and final_answer(shot) is not None
-        assert example.answer.startswith(" ") and example.answer.count("\n") == 1 and example.answer.endswith(".\n")
+        assert example.answer.startswith(" ") and example.answer.count("\n") == 2 and example.answer.endswith(".\n\n")
         assert task.check(example.answer, example) and not task.check(" I do not know.", example)
         assert example.group == name and task.groups == (name,)
 
@@ -278,4 +278,4 @@ def test_published_files(monkeypatch):
         assert sum(final_answer(row.solution) != row.answer.replace(",", "") for row in rows) == 0
         assert not any("<<" in row.solution or "\n" in row.solution for row in rows)
     example = Gsm8k(candidates="bm25").examples("test", 1)[0]
-    assert len(example.context) == 8 and example.answer.endswith("The answer is 18.\n")
+    assert len(example.context) == 8 and example.answer.endswith("The answer is 18.\n\n")

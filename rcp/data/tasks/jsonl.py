@@ -149,12 +149,17 @@ class Jsonl:
             instruction=row.get("instruction", ""),
             context=context,
             question=self.ask(question)[1],
-            answer=f" {answer.strip()}\n",
+            answer=f" {answer.strip()}" + (self._end if "examples" in row else "\n"),
             support=None if support is None else tuple(support),
             group=row.get("group", ""),
             forced=tuple(spans),
             uid=where,
         )
+
+    @property
+    def _end(self) -> str:
+        """What follows an answer in the examples: a blank line is another token than a line's end."""
+        return self.example_format.partition("{answer}")[2]
 
     @staticmethod
     def _context(value: Any, where: str) -> tuple[str, ...]:

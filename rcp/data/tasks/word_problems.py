@@ -31,7 +31,12 @@ EVALUATION = ("svamp", "addsub", "multiarith", "singleeq")
 
 def shot(problem: Problem) -> str:
     """A worked example as a context segment."""
-    return f"Q: {problem.question}\nA: {THINK} {problem.solution}\n\n"
+    return f"Q: {problem.question}\nA: {THINK}{gold(problem)}"
+
+
+def gold(problem: Problem) -> str:
+    """The worked solution, to its end as shots have it: a blank line is another token than a line's end."""
+    return f" {problem.solution}\n\n"
 
 
 __all__ = [
@@ -153,7 +158,7 @@ class WordProblems:
             context=(*candidates, *appended),
             question=question,
             forced=tuple((number, 0, len(text)) for number, text in enumerate(appended, len(candidates))),
-            answer=f" {problem.solution}\n",
+            answer=gold(problem),
             group=self.dataset,
             uid=problem.uid,
         )
