@@ -6,7 +6,8 @@ Candidates are drawn from GSM8K and MRD3 together. The measure is the NLL of the
 none. First every candidate of 320 training problems is judged by how much it helps the gold solution when it stands
 alone, once (`train.prepare`). A warm start learns these labels; then draws at a quarter and at half of the tokens are
 rewarded for the solution's likelihood, beside the labels. The example that crosses the budget loses its beginning.
-Expect the figures of experiments/results/gsm8k.md; train and table within the hour on 2 CPU cores.
+Expect 1.188 nats a token at half the tokens, random shots 1.204, retrieval 1.201, perplexity 1.196, full context 1.192;
+17 minutes to train and 21 to evaluate on 2 idle CPU cores (experiments/results/gsm8k.md).
 Variants: `configs/gsm8k.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the files of
 GSM8K and MRD3 (`rcp doctor` says where they are looked for).
 """

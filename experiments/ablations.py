@@ -13,7 +13,7 @@ from experiments.tables import run_table
 
 NAME = "ablations"
 CONFIG = "configs/rcp_math.py"
-TOKENS = ("--config.scorer.kind=mlp", "--config.train.prepare=false")
+TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", "--config.train.prepare=false")
 """What a pruner of tokens needs: a scorer that tells the tokens of a shot apart, which nothing prepares."""
 
 
@@ -42,6 +42,7 @@ METHODS = (
     run("no_warm_start", "both objectives from the first step", "--config.warm_start.steps=0"),
     run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
     run("question_blind", "the scorer does not see the question", "--config.scorer.question=false"),
+    run("in_prompt", "the scorer's states of a shot read behind the others", "--config.scorer.apart=false"),
     trained("cot_influx"),
 )
 

@@ -11,19 +11,27 @@ import json
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments.prompts import long_prompts
+from rcp.nn.pruner import Granularity, prune
 from rcp.nn.transformer import Transformer
+from rcp.policies import Policy
+from rcp.policies.perplexity import self_information
 from rcp.pretrained import Pretrained, PretrainedTokenizer, load
 from rcp.pretrained.hf import NAMES
 from rcp.pretrained.weights import MATRICES
-from rcp.types import Example, UserError
+from rcp.types import Batch, Example, Role, UserError
 
 
 def write_model(folder: Path, model: Transformer, tokenizer: PretrainedTokenizer) -> None:
@@ -137,6 +145,31 @@ def kept_places(whole: Sequence[int], left: Sequence[int]) -> np.ndarray:
     for block in SequenceMatcher(None, whole, left, autojunk=False).get_matching_blocks():
         kept[block.a : block.a + block.size] = True
     return kept
+
+
+@partial(jax.jit, static_argnums=0)
+def information(graph: Any, state: Any, batch: Batch) -> Any:
+    """Self-information of every token, nats, by the reader of a policy."""
+    return self_information(nnx.merge(graph, state), batch)
+
+
+@partial(jax.jit, static_argnames="granularity")
+def _keep(scores: Any, batch: Batch, budget: Any, *, granularity: Granularity) -> Any:
+    return prune(scores, batch, budget, granularity=granularity).keep
+
+
+def ours(policy: Policy, batch: Batch, budget: int, granularity: Granularity) -> tuple[np.ndarray, float]:
+    """What our policy keeps of the context of one prompt, bool, and the seconds that it took, compilation excluded."""
+    asked = jnp.asarray([budget], jnp.int32)
+
+    def run() -> np.ndarray:
+        scores = policy.scores(batch, key=jax.random.key(0), budget=asked)
+        return np.asarray(_keep(scores, batch, asked, granularity=granularity))
+
+    run()  # compiles
+    start = time.perf_counter()
+    keep = run()[0]
+    return keep[np.asarray(batch.role[0]) == Role.CONTEXT], time.perf_counter() - start
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

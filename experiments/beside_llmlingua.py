@@ -12,20 +12,24 @@ is; only their ratio counts.
 from __future__ import annotations
 
 import sys
-import time
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from experiments.beside import arguments_of, both_sides, jaccard, kept_places, rank_correlation, table
+from experiments.beside import (
+    arguments_of,
+    both_sides,
+    information,
+    jaccard,
+    kept_places,
+    ours,
+    rank_correlation,
+    table,
+)
 from rcp.data.pack import EncodedExample, collate, round_up
-from rcp.nn.pruner import prune
 from rcp.policies import LLMLingua
-from rcp.policies.perplexity import self_information
 from rcp.pretrained import PretrainedTokenizer
 from rcp.types import Batch, Role, UserError
 
@@ -48,27 +52,14 @@ def encoded_jointly(tokenizer: PretrainedTokenizer, segments: list[str]) -> Enco
     return EncodedExample(none, pieces, one, none, forced, np.full(len(pieces), -1, np.int8))
 
 
-@partial(jax.jit, static_argnums=0)
-def information(graph: Any, state: Any, batch: Batch) -> Any:
-    return self_information(nnx.merge(graph, state), batch)
-
-
 def compare(policy: LLMLingua, batch: Batch, budget: int, found: dict[str, Any], filtered: dict[str, Any]) -> dict:
     """One prompt: what we keep and theirs."""
 
-    def ours() -> np.ndarray:
-        asked = jnp.asarray([budget], jnp.int32)
-        scores = policy.scores(batch, key=jax.random.key(0), budget=asked)
-        return np.asarray(_keep(scores, batch, asked))
-
-    ours()  # compiles
-    start = time.perf_counter()
-    keep = ours()[0]
-    seconds = time.perf_counter() - start
+    mine, seconds = ours(policy, batch, budget, "two_stage")
     context = np.asarray(batch.role[0]) == Role.CONTEXT
     if np.asarray(batch.tokens)[0, context].tolist() != found["ids"]:
         raise UserError("the two sides do not read the same tokens")
-    mine, theirs = keep[context], kept_places(found["ids"], found["left"])
+    theirs = kept_places(found["ids"], found["left"])
     surprise = np.asarray(information(policy.graph, policy.state, batch))[0, context]
     difference = np.abs(surprise - found["information"])[1:]
     return {
@@ -85,11 +76,6 @@ def compare(policy: LLMLingua, batch: Batch, budget: int, found: dict[str, Any],
         "seconds, llmlingua": found["seconds"],
         "seconds, llmlingua over ours": found["seconds"] / seconds,
     }
-
-
-@jax.jit
-def _keep(scores: Any, batch: Batch, budget: Any) -> Any:
-    return prune(scores, batch, budget, granularity="two_stage").keep
 
 
 def main() -> int:

@@ -16,23 +16,18 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from experiments.beside import arguments_of, both_sides, jaccard, rank_correlation, table
+from experiments.beside import arguments_of, both_sides, information, jaccard, ours, rank_correlation, table
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.nn.layout import prompt_lengths
-from rcp.nn.pruner import prune
 from rcp.policies import Perplexity, Selective
 from rcp.policies.base import ReaderPolicy
-from rcp.policies.perplexity import self_information
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Role, UserError
 
@@ -45,11 +40,6 @@ def spread(texts: Sequence[str], values: Sequence[float] | np.ndarray) -> np.nda
     """A value for every character of the texts that is not white space."""
     visible = [len(re.sub(r"\s", "", text)) for text in texts]
     return np.repeat(np.asarray(values, np.float64), visible)
-
-
-@partial(jax.jit, static_argnums=0)
-def information(graph: Any, state: Any, batch: Batch) -> Any:
-    return self_information(nnx.merge(graph, state), batch)
 
 
 def sentences(text: str) -> list[str]:
@@ -68,30 +58,12 @@ def by_their_formula(pretrained: Pretrained, policy: ReaderPolicy, text: str) ->
     return np.concatenate(out)
 
 
-@jax.jit
-def _keep(scores: Any, batch: Batch, budget: Any) -> Any:
-    return prune(scores, batch, budget, granularity="token").keep
-
-
-def ours(policy: ReaderPolicy, batch: Batch, budget: int) -> tuple[np.ndarray, float]:
-    """What we keep of the context, bool, and the seconds that it took."""
-
-    def run() -> np.ndarray:
-        scores = policy.scores(batch, key=jax.random.key(0))
-        return np.asarray(_keep(scores, batch, jnp.asarray([budget], jnp.int32)))
-
-    run()  # compiles
-    start = time.perf_counter()
-    keep = run()[0]
-    return keep[np.asarray(batch.role[0]) == Role.CONTEXT], time.perf_counter() - start
-
-
 def compare(policy: ReaderPolicy, batch: Batch, rate: float, decode: Any, found: dict[str, Any]) -> dict[str, float]:
     """What each keeps of one prompt at one level."""
     context = np.asarray(batch.role[0]) == Role.CONTEXT
     texts = [decode([int(i)]) for i in np.asarray(batch.tokens)[0, context]]
     budget = int(rate * len(texts))
-    kept, seconds = ours(policy, batch, budget)
+    kept, seconds = ours(policy, batch, budget, "token")
     mine, theirs = spread(texts, kept) > 0, spread(found["units"], found["kept"]) > 0
     if len(mine) != len(theirs):
         raise UserError("the two sides do not read the same characters")

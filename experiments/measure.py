@@ -72,6 +72,11 @@ class Clock:
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
         self.method, self.warm = "", False
 
+    def stop(self) -> None:
+        """The time is over: what there is will be drawn."""
+        self.end = time.monotonic()
+        print("stopped; the table shows what there is (interrupt again to leave)", flush=True)
+
     def watch(self, method: str, done: int, batches: int) -> None:
         """Before each batch and after the last; see `rcp.evaluate.sweep`."""
         now = time.monotonic()
@@ -162,6 +167,8 @@ def _measure(
             measure(subject, batches, examples, policies, lambda policy: cells[policy.name], watch=clock.watch)
         except TimeOver:
             pass
+        except KeyboardInterrupt:
+            clock.stop()
     for method in work.methods:
         if method.policy not in cells:
             yield method, {}, "needs examples that say which of their segments are needed", ()

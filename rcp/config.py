@@ -86,8 +86,10 @@ class ReaderStageConfig:
 @dataclass(frozen=True)
 class ScorerSection:
     """`layer`: how many of the frozen model's layers all scorers but "standalone" read through. `budget`: whether the
-    scorer is told how much may be kept. `positions`, `padding`: of "cot_influx" alone, what each segment is padded to,
-    and whether padded positions count in the mean of a segment's logits.
+    scorer is told how much may be kept. `apart`: of "pooled" alone, whether each piece is read by itself, so that the
+    states of a pool's examples are computed once. `question`: false hides the question from the scorer. `positions`,
+    `padding`: of "cot_influx" alone, what each segment is padded to, and whether padded positions count in the mean of
+    a segment's logits.
     """
 
     kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx", "llmlingua2"] = "hidden"
@@ -96,6 +98,8 @@ class ScorerSection:
     depth: int = 1
     heads: int = 4
     budget: bool = False
+    apart: bool = False
+    question: bool = True
     positions: int = 512
     padding: bool = True
 

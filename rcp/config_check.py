@@ -94,6 +94,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     )
     told = config.scorer.kind == "cot_influx" and config.scorer.budget
     need(not told, "scorer.budget", 'false with the kind "cot_influx", which knows no budget')
+    need(config.scorer.kind == "pooled" or not config.scorer.apart, "scorer.apart", 'false but for the kind "pooled"')
     if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)

@@ -134,7 +134,7 @@ def test_the_files_can_be_read(world: World, part: Part, capsys: pytest.CaptureF
 
 
 def test_a_table_goes_on_where_it_was_stopped(
-    world: World, part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(clock: measure.Clock, method: str, done: int, batches: int) -> None:
         if (method, done) == ("random", 1):
@@ -146,6 +146,17 @@ def test_a_table_goes_on_where_it_was_stopped(
         half = world.part(f"--cells={tmp_path}", names=names)
     assert row(half, "random").needs == "needs more time: 1 of 3 batches are measured" and row(half, "shorter").columns
     assert not row(half, "random").columns
+
+    def interrupt(clock: measure.Clock, method: str, done: int, batches: int) -> None:
+        if (method, done) == ("random", 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure.Clock, "watch", interrupt)
+        assert row(world.part(f"--cells={tmp_path}", names=names), "random").needs.endswith(
+            "2 of 3 batches are measured"
+        )
+    assert "the table shows what there is" in capsys.readouterr().out
     whole = world.part(f"--cells={tmp_path}", names=names)
     for name in names:
         for key, column in row(whole, name).columns.items():

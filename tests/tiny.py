@@ -70,10 +70,12 @@ def tiny_model(seed: int = 0, layers: int = 2) -> Transformer:
     return model
 
 
-def tiny_scorer(kind: str = "standalone", depth: int = 1, seed: int = 0, budget: bool = False) -> Scorer:
+def tiny_scorer(
+    kind: str = "standalone", depth: int = 1, seed: int = 0, budget: bool = False, apart: bool = False
+) -> Scorer:
     """A random scorer whose scores are of order 1, so that subsets are not all alike."""
     inputs = VOCABULARY if kind == "standalone" else 16
-    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget), nnx.Rngs(seed))  # pyright: ignore
+    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget, apart), nnx.Rngs(seed))  # pyright: ignore
     for name in ("token_head", "segment_head"):
         if (head := getattr(scorer, name, None)) is not None:
             head[...] = head[...] * 30

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcp.config import Config
-from rcp.data.tasks.base import Task, answer_key
-from rcp.evaluate.sweep import Judge
+from rcp.data.tasks.base import Task, answer_end, answer_key
+from rcp.evaluate.reading import Judge
 from rcp.infer.generate import Generated, generate, generate_samples
 from rcp.nn.transformer import Transformer
 from rcp.types import Batch, Example, Role, Tokenizer
@@ -33,7 +33,8 @@ class Check(Protocol):
 class Decoding:
     """How answers are decoded: `samples` continuations of `max_new` tokens, greedy where it is one.
 
-    `key` gives what votes: the answer in a continuation, or None; see `rcp.data.tasks.base.answer_key`.
+    `key` gives what votes: the answer in a continuation, or None; see `rcp.data.tasks.base.answer_key`. `end`: text
+    that ends an answer; decoding stops there where it is one token.
     """
 
     max_new: int
@@ -42,6 +43,7 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
     key: Callable[[str], str | None] = str.strip
+    end: str = ""
 
     def __str__(self) -> str:
         if self.samples == 1:
@@ -57,7 +59,8 @@ class Decoding:
 def decoding_of(config: Config, task: Task) -> Decoding:
     """What the section eval says about decoding."""
     e = config.eval
-    return Decoding(e.decode or e.endpoint.max_new, e.samples, e.temperature, e.top_p, config.seed, answer_key(task))
+    new, key, end = e.decode or e.endpoint.max_new, answer_key(task), answer_end(task)
+    return Decoding(new, e.samples, e.temperature, e.top_p, config.seed, key, end)
 
 
 def majority(texts: Sequence[str], key: Callable[[str], str | None]) -> str:
@@ -80,7 +83,8 @@ def by_decoding(
       model_of: from the reader's parameters to the model.
       examples: `examples[i]` is the example of the batch rows with index i.
     """
-    ends, pad_id = (tokenizer.eos_id,), tokenizer.pad_id
+    end = tokenizer.encode(decoding.end) if decoding.end else []
+    ends, pad_id = (tokenizer.eos_id, *(end if len(end) == 1 else ())), tokenizer.pad_id
 
     def decode(params: Any, batch: Batch) -> Generated:
         model, valid = model_of(params), (batch.role != Role.PAD) & (batch.role != Role.ANSWER)

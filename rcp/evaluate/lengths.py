@@ -18,13 +18,22 @@ LENGTHS = 8
 
 
 def shared_lengths(needs: np.ndarray, whole: int) -> list[int]:
-    """Static lengths, ascending, at most `LENGTHS` and none above `whole`, that serve batches of these needs well."""
-    rounded = np.sort(np.minimum([round_up(int(need), ROUND) for need in needs], whole))
-    lengths = np.unique(rounded)
-    if len(lengths) > LENGTHS:  # as many batches to each, about, and the largest among them
-        places = np.linspace(0, len(rounded) - 1, LENGTHS + 1)[1:].astype(int)
-        lengths = np.unique(rounded[places])
-    return lengths.tolist()
+    """Static lengths, ascending, at most `LENGTHS` and none above `whole`, that serve batches of these needs best.
+
+    Each batch takes the smallest that holds it; of all choices this one reads the fewest tokens. (Dynamic programming:
+    the cheapest way to serve the batches up to each length with so many lengths, that one the last.)
+    """
+    lengths, batches = np.unique([min(round_up(int(need), ROUND), whole) for need in needs], return_counts=True)
+    upto = np.concatenate([[0], np.cumsum(batches)])
+    own = [[int(length * (upto[j + 1] - upto[i])) for i in range(j + 1)] for j, length in enumerate(lengths)]
+    best = [(row[0], [j]) for j, row in enumerate(own)]  # of the first j + 1 lengths: tokens read, the places chosen
+    for _ in range(LENGTHS - 1):
+        more = [
+            min((best[i - 1][0] + own[j][i], [*best[i - 1][1], j]) for i in range(1, j + 1)) if j else best[0]
+            for j in range(len(lengths))
+        ]
+        best = [min(old, new) for old, new in zip(best, more)]
+    return lengths[best[-1][1]].tolist()
 
 
 def longest(batches: Sequence[Batch], roles: Sequence[Role], segments: int = 0) -> int:

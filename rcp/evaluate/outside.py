@@ -61,7 +61,7 @@ class Counts:
 
 
 class Outside:
-    """The reader of a sweep behind an endpoint; see `rcp.evaluate.sweep.Reader`."""
+    """The reader of a sweep behind an endpoint; see `rcp.evaluate.reading.Reader`."""
 
     def __init__(self, client: Client, texts: Texts, check: Check, decoding: Decoding):
         self.client, self.texts, self.check, self.decoding = client, texts, check, decoding

@@ -18,9 +18,10 @@ from rcp.evaluate.budgets import forced_over, make_budgets
 from rcp.evaluate.cells import Cell, open_cell
 from rcp.evaluate.lengths import longest
 from rcp.evaluate.outside import Outside
+from rcp.evaluate.reading import Reader
 from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, learned, of_run
-from rcp.evaluate.sweep import Reader, sweep
+from rcp.evaluate.sweep import sweep
 from rcp.infer.trained import load_trained
 from rcp.nn.pruner import exact
 from rcp.policies import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -138,9 +139,8 @@ def learned(trained: Trained, **options: Any) -> Learned:
     """A run's pruner as a policy; `options` are fields of it."""
     scorer = trained.config.scorer
     identity = {"pruner": digest_of(trained.weights[0]["pruner"]), "scorer": asdict(scorer), **options}
-    return Learned(
-        score=jax.jit(trained.score), params=trained.weights, told=scorer.budget, identity=identity, **options
-    )
+    score = partial(jax.jit(trained.score), trained.weights)
+    return Learned(score=score, look=trained.look(), told=scorer.budget, identity=identity, **options)
 
 
 def of_reader(config: Config, found: Pretrained | None = None) -> Subject:

@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,68 +24,13 @@ import numpy as np
 from rcp.evaluate.budgets import Budget, make_budgets
 from rcp.evaluate.cells import Cell, Piece, digest, gather
 from rcp.evaluate.lengths import shared_lengths
+from rcp.evaluate.reading import Reader, ReadingLike
 from rcp.evaluate.results import Results, Shown
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
 from rcp.nn.pruner import Cut, Granularity, compact, prune
 from rcp.policies import Policy
 from rcp.types import Batch, Role, UserError
-
-
-class ReadingLike(Protocol):
-    """What the reader returns; see `rcp.nn.reader.Reading`."""
-
-    @property
-    def nll_sum(self) -> Any: ...
-    @property
-    def answer_tokens(self) -> Any: ...
-    @property
-    def exact(self) -> Any: ...
-
-
-class Judge(NamedTuple):
-    """Exact match by decoding. `decode(params, batch)` is pure, and compiled here; `correct` judges on the host.
-
-    Attributes:
-      decode: from compacted prompts (with their gold answers, which it must not read) to what was decoded.
-      correct: from that and the batch to bool [batch].
-    """
-
-    decode: Callable[[Any, Batch], Any]
-    correct: Callable[[Any, Batch], np.ndarray]
-
-
-class HostReader(Protocol):
-    """A reader that is no function of arrays: it runs on the host and is called as it is (`rcp.evaluate.outside`)."""
-
-    def prune(
-        self,
-        policy: Policy,
-        budget: Budget,
-        scores: Any,
-        batch: Batch,
-        spend: Any,
-        *,
-        granularity: Granularity,
-        cut: Cut,
-    ) -> tuple[Any, Any, Batch]:
-        """As `_prune`, for a policy that may spend `spend` tokens of each prompt."""
-        ...
-
-    def read(self, prompts: Batch) -> ReadingLike: ...
-
-
-@dataclass(frozen=True)
-class Reader:
-    """`read(params, batch) -> Reading` on a compacted batch; pure, compiled here once. A `judge` replaces `exact`.
-
-    A `host` reader takes the place of all that, and of pruning: it knows what a text costs.
-    """
-
-    read: Callable[[Any, Batch], ReadingLike]
-    params: Any = field(default=None, repr=False)
-    judge: Judge | None = None
-    host: HostReader | None = None
 
 
 def sweep(
@@ -205,11 +149,16 @@ class _Bench:
         first: bool,
     ) -> dict[Budget, Piece]:
         """One batch at these budgets; `first`: of the policy, to be compiled."""
-        scores, seconds, found = None, 0.0, {}
+        scores, seconds, found, batch = None, 0.0, {}, self.batches[number]
+        if first:
+            policy.looking_at(batch)
+        start = time.perf_counter()
+        policy = policy.looking_at(batch, anew=first)
+        looking = time.perf_counter() - start
         for budget in budgets:
             if scores is None or policy.needs_budget:
-                scores, seconds = self.scores(policy, self.batches[number], key, budget, first=first and scores is None)
-            found[budget] = self.run(number, policy, scores, budget, granularity, seconds)
+                scores, seconds = self.scores(policy, batch, key, budget, first=first and scores is None)
+            found[budget] = self.run(number, policy, scores, budget, granularity, looking + seconds)
         return found
 
     def scores(self, policy: Policy, batch: Batch, key: jax.Array, budget: Budget, *, first: bool) -> tuple[Any, float]:

@@ -217,9 +217,9 @@ def _pattern(expression: str) -> re.Pattern[str]:
 
 def pruner_of(trained: Trained) -> PromptPruner:
     """The pruner of a training run, for texts."""
-    score = jax.jit(trained.score)
+    look, score = trained.look(), jax.jit(trained.score)
     return PromptPruner(
-        score=partial(score, trained.weights),
+        score=lambda batch, budget: score(trained.weights, batch, look(batch), budget),
         tokenizer=trained.build.tokenizer,
         granularity=exact(trained.config.budget.granularity),
         cut=trained.config.budget.cut,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.config_file import differing_keys, load_config
+from rcp.infer.sight import PieceStates
+from rcp.nn.pieces import mean_states
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import Reading
 from rcp.train.build import Build, build, make_task
 from rcp.train.loop import restore
 from rcp.types import Batch, UserError
 
+Look = Callable[[Batch], Array | None]
 MAY_DIFFER = ("eval.", "task.", "data.", "parallel.", "model.dtype")
 """Keys that may differ from training: what is evaluated, and how it is computed."""
 
@@ -28,7 +31,7 @@ MAY_DIFFER = ("eval.", "task.", "data.", "parallel.", "model.dtype")
 class Trained:
     """A run's networks with the parameters of its newest checkpoint.
 
-    `weights` is (trained parameters, frozen ones), on the device. The two functions below take it as an argument, so
+    `weights` is (trained parameters, frozen ones), on the device. The pure functions below take it as an argument, so
     that a compiled function does not hold the weights as constants.
     """
 
@@ -36,14 +39,25 @@ class Trained:
     build: Build
     weights: tuple[Any, Any]
 
-    def score(self, weights: tuple[Any, Any], batch: Batch, budget: Array | None = None) -> Scores:
+    def score(self, weights: tuple[Any, Any], batch: Batch, seen: Array | None, budget: Array | None = None) -> Scores:
         """The pruner's scores: logits [batch, tokens] and [batch, segments]. Pure.
 
-        `budget`: context tokens to keep, int32 [batch]; needed where `config.scorer.budget` says that they count.
+        `seen`: what `look` returns. `budget`: context tokens to keep, int32 [batch]; needed where
+        `config.scorer.budget` says that they count.
         """
-        params, frozen = weights
-        networks = self.build.networks
-        return networks.score(params, batch, networks.features(params, frozen, batch), budget)
+        return self.build.networks.score(weights[0], batch, seen, budget)
+
+    def look(self) -> Look:
+        """What the scorer sees of a batch, as a compiled function of it."""
+        networks, scorer = self.build.networks, self.config.scorer
+        if not scorer.apart:
+            features = jax.jit(lambda weights, batch: networks.features(*weights, batch))
+            return partial(features, self.weights)
+
+        def states(weights: tuple[Any, Any], tokens: Array, lengths: Array) -> Array:
+            return mean_states(networks.model_of(*weights), tokens, lengths, scorer.layer)
+
+        return PieceStates(partial(jax.jit(states), self.weights), blind=networks.blind)
 
     def read(self, weights: tuple[Any, Any], batch: Batch) -> Reading:
         """The reader's verdict on whole or compacted prompts. Pure."""

@@ -18,6 +18,11 @@ def in_context(batch: Batch) -> Bool[Array, "batch tokens"]:
     return jnp.asarray(batch.role) == Role.CONTEXT
 
 
+def without(batch: Batch, role: Role) -> Batch:
+    """The prompts with the tokens of a role as padding, in their place."""
+    return batch._replace(role=jnp.where(jnp.asarray(batch.role) == role, jnp.int8(Role.PAD), jnp.asarray(batch.role)))
+
+
 def prompt_lengths(batch: Batch) -> Int[Array, " batch"]:
     """Tokens of each prompt, int32 [batch]: all that is not padding. They are the first ones of their row."""
     return jnp.sum(jnp.asarray(batch.role) != Role.PAD, axis=1, dtype=jnp.int32)

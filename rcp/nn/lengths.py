@@ -34,15 +34,31 @@ def of_lengths(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) ->
     return switched
 
 
-def of_own_length(function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
-    """`function(params, batch)` on the shortest of `PARTS` of the batch's static length that holds all its prompts.
+def padded(tokens: int) -> int:
+    """The smallest of 64, 128, 256, ... that holds so many tokens: a static length for texts of any length."""
+    return 64 << max(0, (tokens - 1).bit_length() - 6)
+
+
+def doubled(longest: int) -> list[int]:
+    """All that are below `longest`, and itself."""
+    return [64 << n for n in range(longest.bit_length()) if 64 << n < longest] + [longest]
+
+
+def of_own_length(
+    function: Callable[[Any, Batch], Any], choice: Callable[[int], list[int]] | None = None
+) -> Callable[[Any, Batch], Any]:
+    """`function(params, batch)` on the shortest of several static lengths that holds all its prompts.
 
     A static length must hold the longest prompt of a whole data set; most batches need less of it.
+
+    Args:
+      choice: from the batch's own static length to those to choose from, in order; None for `PARTS` of it.
     """
 
     def chosen(params: Any, batch: Batch) -> Any:
         whole = batch.role.shape[1]
-        lengths = sorted({-(-int(whole * part) // 8) * 8 if part < 1 else whole for part in PARTS})
+        parts = sorted({-(-int(whole * part) // 8) * 8 if part < 1 else whole for part in PARTS})
+        lengths = parts if choice is None else choice(whole)
         needed = jnp.max(prompt_lengths(batch))
         number = jnp.sum(needed > jnp.asarray(lengths[:-1], jnp.int32), dtype=jnp.int32)
         return of_lengths(function, lengths)(params, batch, number)

@@ -44,6 +44,7 @@ class ScorerConfig:
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
+    apart: whether "pooled" sees pieces that were read each by itself (`rcp.nn.pieces`) or in their prompt.
     """
 
     kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"]
@@ -52,6 +53,7 @@ class ScorerConfig:
     depth: int = 2
     heads: int = 4
     budget: bool = False
+    apart: bool = False
 
 
 def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
@@ -96,6 +98,15 @@ def _centred(
 ) -> Float[Array, "batch tokens dim"]:
     """States less what all tokens that are `read` have in common, a large part which tells nothing; at scale 1."""
     return layer_norm(states - _masked_mean(states, read))
+
+
+def _relative(
+    pieces: Float[Array, "batch pieces dim"], there: Bool[Array, "batch segments"]
+) -> Float[Array, "batch pieces dim"]:
+    """States less the segments' mean, scaled so that the segments' have unit mean square; the last is no segment's."""
+    moved = pieces - _masked_mean(pieces[:, :-1], there)
+    square = _masked_mean(jnp.mean(jnp.square(moved[:, :-1]), axis=-1, keepdims=True), there)
+    return moved * jax.lax.rsqrt(square + 1e-8)
 
 
 def _read(batch: Batch) -> Bool[Array, "batch tokens"]:
@@ -153,7 +164,8 @@ class Scorer(nnx.Module):
         Args:
           batch: whole prompts; their answers are not looked at.
           features: hidden states of the model at the prompt's places (`early_features`), for "pooled" those of its
-            pieces (`piece_features`), for "llmlingua2" blind ones; None for "standalone".
+            pieces (`piece_features`, or `rcp.nn.pieces.piece_states`), for "llmlingua2" blind ones; None for
+            "standalone".
           budget: context tokens to keep; looked at, and then needed, where the configuration says so.
         """
         share, scale = self._share(batch, budget), self.config.width**0.5
@@ -187,6 +199,8 @@ class Scorer(nnx.Module):
     def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments width"]:
         """Of every segment, by its mean state and its length, both relative to the other segments'."""
         there = layout.segment_exists(batch)
+        if self.config.apart:  # states of other prompts' pieces are not at hand to say what all have in common
+            pieces = _relative(pieces, there)
         size = jnp.log(jnp.maximum(layout.segment_lengths(batch), 1).astype(jnp.float32))[..., None]
         means, size = (x - _masked_mean(x, there) for x in (pieces[:, :-1], size))
         own = means @ self.into[...] + size @ self.size[...]

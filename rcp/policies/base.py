@@ -34,6 +34,13 @@ class Policy:
     needs_budget: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
+    def looking_at(self, batch: Batch, *, anew: bool = False) -> Self:
+        """The policy with what it needs to know of a batch whatever the budget, where that is worth keeping.
+
+        Its `scores` of that batch are the same, and cheaper. `anew`: nothing that earlier batches left is used.
+        """
+        return self
+
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         """Logits of keeping: `tokens` float32 [batch, tokens] and `segments` float32 [batch, segments], higher first.
 

@@ -4,8 +4,7 @@ What dense retrieval does (Karpukhin et al., "Dense Passage Retrieval for Open-D
 2004.04906), with the reader itself as the encoder.
 
 Departures: no encoder is trained. A piece is embedded as the mean over its tokens of the frozen reader's hidden states
-after one layer, each scaled to unit mean square (the first token's is far larger than the rest and would otherwise
-tell only how long the piece is); each piece is read apart from the others, so that nothing crosses between them; and
+after one layer, each piece read apart from the others, so that nothing crosses between them (`rcp.nn.pieces`); and
 embeddings are centred over the pieces of the prompt, since what all of them share is most of a language model's state.
 """
 
@@ -18,12 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from rcp.nn.layout import first_tokens, prompt_lengths, segment_exists
-from rcp.nn.pruner import Scores, compact
+from rcp.nn.layout import segment_exists
+from rcp.nn.pieces import piece_states
+from rcp.nn.pruner import Scores
 from rcp.policies.base import ReaderPolicy, spread_segments
-from rcp.types import Batch, Role
+from rcp.types import Batch
 
 
 def embed_pieces(
@@ -34,24 +34,10 @@ def embed_pieces(
     Args:
       model: a `rcp.nn.transformer.Transformer`.
       layer: how many of its layers to read through; None for half of them.
-      length: static, holds the longest segment and question. One segment of all examples is read at a time, so that
-        memory does not grow with their number.
+      length: static, holds the longest segment and question.
     """
     stop = max(1, model.config.n_layers // 2) if layer is None else layer
-
-    def mean_state(inside: Bool[Array, "batch tokens"]) -> Float[Array, "batch dim"]:
-        piece = compact(batch, inside, length)
-        count = prompt_lengths(piece)
-        states = model.hidden(piece.tokens, lengths=count, stop=stop)
-        states = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
-        there = first_tokens(count, states.shape[1])[..., None]
-        total = jnp.sum(jnp.where(there, states, 0.0), axis=1)
-        return total / jnp.maximum(count, 1)[:, None].astype(jnp.float32)
-
-    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
-    segments = jax.lax.map(lambda number: mean_state(batch.segment == number), numbers)
-    question = mean_state(batch.role == Role.QUESTION)
-    pieces = jnp.concatenate([jnp.moveaxis(segments, 0, 1), question[:, None]], axis=1)
+    pieces = piece_states(model, batch, stop, length)
     there = jnp.pad(segment_exists(batch), ((0, 0), (0, 1)), constant_values=True)[..., None]
     count = jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32)
     centred = jnp.where(there, pieces - jnp.sum(jnp.where(there, pieces, 0.0), axis=1, keepdims=True) / count, 0.0)

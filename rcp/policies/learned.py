@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,18 @@ from rcp.policies.base import Policy
 from rcp.types import Batch
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A look that keeps what it has computed."""
+
+    def forget(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Learned(Policy):
-    """`score(params, batch, budget)` is a compiled function that gives the pruner's `Scores`; evaluation takes their
-    top k. `told`: whether the budget counts in them. `name` and `granularity`: of a run that is a comparison, such as
-    LLMLingua-2's classifier (`rcp.nn.encoder`).
+    """`score(batch, seen, budget)` is a compiled function that gives the pruner's `Scores` from what `look(batch)` saw,
+    kept in `seen` where a batch is looked at before; evaluation takes their top k. `told`: whether the budget counts in
+    them. `name` and `granularity`: of a run that is a comparison, such as LLMLingua-2's classifier (`rcp.nn.encoder`).
 
     `draw` "sample" or "likely" heeds no budget: what the granularity "independent" keeps is drawn, seeded by `seed`
     (as CoT-Influx evaluates), or is all that has a probability above 1/2. `identity`: what decides its
@@ -28,8 +35,9 @@ class Learned(Policy):
 
     name: str = "ours"  # pyright: ignore[reportIncompatibleVariableOverride]
     granularity: Granularity | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    score: Callable[[Any, Batch, Array | None], Scores] | None = None
-    params: Any = field(default=None, repr=False)
+    score: Callable[[Batch, Any, Array | None], Scores] | None = None
+    look: Callable[[Batch], Any] = lambda batch: None
+    seen: Any = field(default=None, repr=False)
     told: bool = False
     draw: Literal["budget", "sample", "likely"] = "budget"
     seed: int = 0
@@ -47,9 +55,14 @@ class Learned(Policy):
     def needs_budget(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.told
 
+    def looking_at(self, batch: Batch, *, anew: bool = False) -> Self:
+        if anew and isinstance(self.look, Forgetful):
+            self.look.forget()
+        return replace(self, seen=jax.block_until_ready(self.look(batch)))
+
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert self.score is not None
-        scores = self.score(self.params, batch, budget)
+        scores = self.score(batch, self.look(batch) if self.seen is None else self.seen, budget)
         return _drawn(scores, batch, jax.random.fold_in(key, self.seed)) if self.draw == "sample" else scores
 
 

@@ -12,16 +12,17 @@ from rcp.config import Config
 from rcp.config_fill import fill
 from rcp.data.tasks import TASKS, Task
 from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
+from rcp.nn.pieces import piece_states
 from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
+from rcp.train.networks import Networks, View
 from rcp.train.outside import Outside
 from rcp.train.parallel import start_processes
 from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
-from rcp.train.step import Networks, View
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]
@@ -77,7 +78,7 @@ def build(config: Config) -> Build:
     if not scratch:
         weights = nnx.to_pure_dict(model_state)
     scorer_graph, scorer_params = _scorer(config, model.config)
-    networks = Networks(model_graph, scorer_graph, _view(config), config.data.max_answer)
+    networks = Networks(model_graph, scorer_graph, _view(config), config.data.max_answer, not config.scorer.question)
 
     stages = []
     if scratch:
@@ -136,7 +137,7 @@ def _view(config: Config) -> View | None:
     if s.kind == "cot_influx":
         return partial(shot_states, layer=s.layer, positions=s.positions)
     if s.kind == "pooled":
-        return partial(piece_features, layer=s.layer)
+        return partial(piece_states if s.apart else piece_features, layer=s.layer)
     return partial(early_features, layer=s.layer, blind=s.kind == "llmlingua2")
 
 
@@ -152,6 +153,6 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
     if s.kind == "cot_influx":
         scorer = InfluxScorer(InfluxConfig(inputs, s.width, s.positions, s.padding), rngs)
     else:
-        scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), rngs)
+        scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget, s.apart), rngs)
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)

@@ -18,8 +18,9 @@ from rcp.nn.layout import segment_exists
 from rcp.objectives import global_mean
 from rcp.train.labels import segment_gains
 from rcp.train.lengths import Lengths
+from rcp.train.networks import Networks, Params
 from rcp.train.state import Metrics, TrainState
-from rcp.train.step import Networks, Params, sum_shares
+from rcp.train.step import sum_shares
 from rcp.types import Batch
 
 Table = dict[str, Array]

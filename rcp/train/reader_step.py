@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array
 
 from rcp.objectives import global_mean
+from rcp.train.networks import Networks, Params
 from rcp.train.state import Metrics, TrainState
-from rcp.train.step import Networks, Params, apply, finish, sum_shares
+from rcp.train.step import apply, finish, sum_shares
 from rcp.types import Batch
 
 

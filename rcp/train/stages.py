@@ -16,13 +16,14 @@ from rcp.data.tasks import TASKS, Task
 from rcp.nn.lora import init_lora
 from rcp.train.lengths import Lengths
 from rcp.train.loop import Stage
+from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.outside import Outside
 from rcp.train.parallel import this_process
 from rcp.train.prepare_step import empty_table, make_prepare_step
 from rcp.train.reader_step import make_reader_step
 from rcp.train.state import TrainState, new_state
-from rcp.train.step import Networks, make_pruner_step, needs_of
+from rcp.train.step import make_pruner_step, needs_of
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]

@@ -8,74 +8,26 @@ Random draws are folded from (key, step, example), so that they do not depend on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rcp.config import Config
 from rcp.nn import pruner
-from rcp.nn.lengths import of_own_length
-from rcp.nn.lora import apply_lora
-from rcp.nn.pruner import Pruned, Scores
-from rcp.nn.reader import Reading, read
+from rcp.nn.pruner import Pruned
+from rcp.nn.reader import Reading
 from rcp.nn.relax import relax
-from rcp.nn.transformer import Transformer
 from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
 from rcp.objectives.rewards import RewardWeights, reward
 from rcp.train.labels import keep_labels, segment_gains
+from rcp.train.networks import Networks, Params
 from rcp.train.optim import objective_weight
 from rcp.train.outside import Judge
 from rcp.train.state import Metrics, TrainState
 from rcp.types import Batch, Role
-
-Params = dict[str, Any]
-View = Callable[[Transformer, Batch], Array]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The two graphs, without their parameters.
-
-    `view`: what the scorer reads of the model; None for a scorer that stands alone.
-    """
-
-    model: nnx.GraphDef
-    scorer: nnx.GraphDef
-    view: View | None
-    max_answer: int
-    blind: bool = False
-
-    def model_of(self, params: Params, frozen: Params) -> Any:
-        weights = params["model"] if "model" in params else frozen["model"]
-        return nnx.merge(self.model, apply_lora(weights, params["lora"]) if "lora" in params else weights)
-
-    def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
-        """The scorer's view of a batch, without gradient."""
-        if self.view is None:
-            return None
-        return jax.lax.stop_gradient(self.view(self.model_of(params, frozen), batch))
-
-    def score(self, params: Params, batch: Batch, features: Array | None, budget: Array | None) -> Scores:
-        return nnx.merge(self.scorer, params["pruner"])(batch, features, budget)
-
-    def read(
-        self, params: Params, frozen: Params, batch: Batch, keep: Array | None = None, *, log_probs: bool = False
-    ) -> Reading:
-        """Whole or compacted prompts; or through a mask, with positions counted over what it keeps, as if dropped."""
-        positions = None if keep is None else jnp.maximum(jnp.cumsum(keep > 0, axis=1, dtype=jnp.int32) - 1, 0)
-        model = self.model_of(params, frozen)
-        return read(model, batch, max_answer=self.max_answer, keep=keep, positions=positions, log_probs=log_probs)
-
-    def read_compacted(self, params: Params, frozen: Params, batch: Batch) -> Reading:
-        """Compacted prompts, without the padding that none of them needs."""
-        return of_own_length(lambda weights, prompts: self.read(weights[0], weights[1], prompts))(
-            (params, frozen), batch
-        )
 
 
 class Collected(NamedTuple):

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.lax
 TOKENIZER = SymbolTokenizer([f"w{i}" for i in range(30)])
 
 
+EMPTY = Example("", ("",), "", "")
+
+
 def batch_of(examples: list[Example]) -> Batch:
     return collate([encode(example, TOKENIZER, index=i) for i, example in enumerate(examples)], 16, 2, len(examples))
 
@@ -50,6 +53,28 @@ def test_decoding_and_teacher_forcing_agree() -> None:
     np.testing.assert_array_equal(judge.correct(decoded, batch), exact)
 
 
+def test_decoding_stops_where_an_answer_ends() -> None:
+    """At a text of one token; one of several tokens stops nothing."""
+    config = TransformerConfig(
+        vocab_size=TOKENIZER.vocab_size, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=16
+    )
+    model, batch = Transformer(config, rngs=nnx.Rngs(1)), batch_of([Example("", (" w1 w2",), " w7", " w8")])
+
+    def said(end: str) -> tuple[str, int]:
+        heard: list[str] = []
+        decoding = Decoding(6, end=end)
+        judge = by_decoding(lambda _: model, TOKENIZER, lambda text, _: bool(heard.append(text)), [EMPTY], decoding)
+        found = jax.jit(judge.decode)(None, batch)
+        judge.correct(found, batch)
+        return heard[0], int(found.length[0, 0])
+
+    whole, length = said("")
+    third = " " + whole.split()[2]
+    assert length == 6 and said(f"{third}{third}") == (whole, 6)
+    text, length = said(third)
+    assert whole.startswith(text) and text.endswith(third) and length == 1 + whole.split().index(third.strip()) < 6
+
+
 def test_the_answer_of_most_samples_is_judged_and_ties_go_to_the_first() -> None:
     def last(text: str) -> str | None:
         return text.split()[-1] if text.split() else None
@@ -74,7 +99,7 @@ def test_samples_of_a_model_that_is_sure_are_its_greedy_answer() -> None:
         return True
 
     for decoding in (Decoding(2), Decoding(2, samples=5, temperature=0.01, top_p=0.9)):
-        judge = by_decoding(lambda _: model, TOKENIZER, check, [Example("", ("",), "", "")] * 2, decoding)
+        judge = by_decoding(lambda _: model, TOKENIZER, check, [EMPTY] * 2, decoding)
         judge.correct(jax.jit(judge.decode)(None, batch), batch)
     assert heard[:2] == heard[2:] and len(set(heard)) > 1
     assert str(decoding).startswith("the answer that most of 5 samples gave (temperature 0.01, top-p 0.9)")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from rcp.evaluate.cells import Cell, digest, gather, open_cell, read_cell
+from rcp.evaluate.reading import Reader
 from rcp.evaluate.results import Results
-from rcp.evaluate.sweep import Reader, sweep
+from rcp.evaluate.sweep import sweep
 from rcp.policies import Bm25, First, Full, Policy, Random
 from tests.evaluate.known import COUNT, ROWS, TOKENIZER, batches, read
 

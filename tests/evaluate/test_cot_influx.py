@@ -87,7 +87,7 @@ BATCH = batch_of((Prompt((6, 5, 4)), Prompt((7, 4)), Prompt((6, 5, 4)), Prompt((
 def masks(scores: Scores, rows: list[int], draw: Literal["sample", "likely"], seed: int = 0) -> np.ndarray:
     """What the policy keeps of these rows, by the sweep's own way: scores, then pruning without a key."""
     part, own = (jax.tree.map(lambda x: x[rows], tree) for tree in (BATCH, scores))
-    policy = Learned(score=lambda params, batch, budget: own, draw=draw, seed=seed)
+    policy = Learned(score=lambda batch, seen, budget: own, draw=draw, seed=seed)
     assert (policy.granularity, policy.swept) == ("independent", False)
     found = policy.scores(part, key=jax.random.key(0))
     return np.asarray(prune(found, part, np.zeros(len(rows), np.int32), "independent").keep)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import combinations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rcp.evaluate import lengths
 from rcp.evaluate.budgets import Budget, forced_over, make_budgets
 from rcp.evaluate.lengths import LENGTHS, ROUND, shared_lengths
 from rcp.evaluate.page import page
+from rcp.evaluate.reading import Judge, Reader
 from rcp.evaluate.results import Results
-from rcp.evaluate.sweep import Judge, Reader, sweep
-from rcp.policies import Bm25, First, Full, NoContext, Oracle, Random, Shorter
+from rcp.evaluate.sweep import sweep
+from rcp.policies import Bm25, First, Full, Learned, NoContext, Oracle, Random, Shorter
+from rcp.policies.base import spread_segments
 from rcp.types import Batch, Role, UserError
 from tests.evaluate.known import COUNT, ROWS, SEGMENTS, TOKENIZER, WORDS, Reading, batches, read
 
@@ -81,9 +88,24 @@ def test_shared_lengths_are_few_and_hold_every_need() -> None:
     assert shared_lengths(np.array([3, 110]), 112) == [16, 112]
     assert shared_lengths(np.array([3, 110]), 111) == [16, 111]
     needs = np.random.default_rng(0).integers(1, 3000, 200)
-    lengths = shared_lengths(needs, 3000)
-    assert len(lengths) <= LENGTHS and lengths == sorted(lengths)
-    assert max(lengths) >= needs.max() and all(length % ROUND == 0 or length == 3000 for length in lengths)
+    found = shared_lengths(needs, 3000)
+    assert len(found) <= LENGTHS and found == sorted(found)
+    assert max(found) >= needs.max() and all(length % ROUND == 0 or length == 3000 for length in found)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_no_choice_of_as_many_lengths_reads_less(needs: list[int]) -> None:
+    whole, most = 384, 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lengths, "LENGTHS", most)
+        found = shared_lengths(np.array(needs), whole)
+    several = sorted({min(-(-need // ROUND) * ROUND, whole) for need in needs})
+
+    def read(chosen: Iterable[int]) -> int:
+        return sum(min(length for length in chosen if length >= min(need, whole)) for need in needs)
+
+    others = (c for count in range(most) for c in combinations(several[:-1], count))
+    assert len(found) <= most and read(found) == min(read((*chosen, several[-1])) for chosen in others)
 
 
 def test_a_number_of_tokens_is_one_more_budget() -> None:
@@ -98,13 +120,13 @@ def test_a_number_of_tokens_is_one_more_budget() -> None:
 
 
 def test_forced_tokens_above_the_budget_are_counted_and_kept() -> None:
-    given = batches()
-    for number, batch in enumerate(given):
+    prompts = batches()
+    for number, batch in enumerate(prompts):
         batch.forced[number + 1] = batch.role[number + 1] == Role.CONTEXT
-    budgets = make_budgets(given, (1.0, 0.5, 0.25), ())
-    assert forced_over(given, budgets).endswith(f": 2 of {COUNT} at 0.5, 2 of {COUNT} at 0.25")
+    budgets = make_budgets(prompts, (1.0, 0.5, 0.25), ())
+    assert forced_over(prompts, budgets).endswith(f": 2 of {COUNT} at 0.5, 2 of {COUNT} at 0.25")
     assert forced_over(batches(), budgets) == ""
-    found = sweep(given, (First(),), Reader(read, {"cost": jnp.float32(1)}), keep_rates=(0.5,), granularity="segment")
+    found = sweep(prompts, (First(),), Reader(read, {"cost": jnp.float32(1)}), keep_rates=(0.5,), granularity="segment")
     np.testing.assert_array_equal(found.kept[0], [50, 100, 50, 50, 50, 50, 100])
 
 
@@ -136,6 +158,36 @@ def test_judge_replaces_the_reading(results: Results) -> None:
     np.testing.assert_array_equal(found.em, [[True, False, True, False]] * 2)
     assert len(calls) == 1, "the same prompt is not read twice"
     assert found.decoded
+
+
+class Look:
+    """What a pruner sees: the first token of every segment; counts its looks."""
+
+    def __init__(self):
+        self.looks, self.forgot = 0, 0
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+    def __call__(self, batch: Batch) -> Any:
+        self.looks += 1
+        places = np.arange(SEGMENTS)[None, :, None] == batch.segment[:, None]
+        return np.take_along_axis(batch.tokens, places.argmax(axis=2), axis=1).astype(np.float32)
+
+
+def test_a_pruner_that_is_told_the_budget_looks_once_a_batch() -> None:
+    """Once more on the first, which compiles and is then forgotten; the time of the look counts at every budget."""
+
+    def score(batch: Batch, seen: Any, budget: Any) -> Any:
+        return spread_segments(jnp.asarray(seen) * budget[:, None].astype(jnp.float32), batch)
+
+    look = Look()
+    ours = Learned(score=score, look=look, told=True)
+    found = sweep(
+        batches(), (ours,), Reader(read, {"cost": jnp.float32(1)}), keep_rates=(0.5, 0.2), granularity="segment"
+    )
+    assert (look.looks, look.forgot) == (len(batches()) + 1, 1)
+    np.testing.assert_array_equal(found.kept, [[50] * COUNT, [20] * COUNT])
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.01])

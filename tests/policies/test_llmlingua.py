@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcp.evaluate.sweep import Reader, sweep
+from rcp.evaluate.reading import Reader
+from rcp.evaluate.sweep import sweep
 from rcp.nn.pruner import EXPAND, budget_of_rate
 from rcp.nn.reader import Reading
 from rcp.policies import LLMLingua

@@ -12,9 +12,10 @@ from flax import nnx
 
 from rcp.config_file import from_dict
 from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
+from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.state import new_state
-from rcp.train.step import Networks, make_pruner_step
+from rcp.train.step import make_pruner_step
 from tests.tiny import Prompt, batch_of, tiny_model
 from tests.train.test_step import QUICK
 

@@ -15,11 +15,12 @@ from rcp.config import OptimConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.nn.lora import init_lora
 from rcp.nn.scorer import early_features
+from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.parallel import Parallel
 from rcp.train.reader_step import make_reader_step
 from rcp.train.state import TrainState, new_state
-from rcp.train.step import Networks, make_pruner_step, needs_of
+from rcp.train.step import make_pruner_step, needs_of
 from rcp.types import Batch
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 

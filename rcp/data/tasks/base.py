@@ -90,6 +90,11 @@ def answer_key(task: Task) -> Callable[[str], str | None]:
     return getattr(task, "answer_key", str.strip)
 
 
+def answer_end(task: Task) -> str:
+    """The text that ends an answer in the task's worked examples, where decoding may stop: the task's `answer_end`."""
+    return getattr(task, "answer_end", "")
+
+
 def same_text(prediction: str, gold: str) -> bool:
     """Equal up to outer white space and everything after the first line of the prediction."""
     lines = prediction.strip().splitlines()

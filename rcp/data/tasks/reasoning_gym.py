@@ -56,6 +56,11 @@ class ReasoningGym:
             )
 
     @property
+    def answer_end(self) -> str:
+        """What follows an answer."""
+        return "\n\n"
+
+    @property
     def groups(self) -> tuple[str, ...]:
         return self.families
 

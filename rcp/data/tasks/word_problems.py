@@ -116,6 +116,11 @@ class WordProblems:
                 raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {expected}")
 
     @property
+    def answer_end(self) -> str:
+        """What follows a worked solution."""
+        return "\n\n"
+
+    @property
     def groups(self) -> tuple[str, ...]:
         return (self.dataset,)
 
