@@ -3,8 +3,8 @@
     rcp train --config=configs/facts.py --workdir=runs/facts && rcp eval --workdir=runs/facts
 
 Variants: `configs/facts.py:rl` (reinforcement alone, which does not learn here), `:supervised` (labels alone), default
-both. Labels are the sentences that the task says are needed. Train and table take 12 minutes on 2 idle CPU cores; expect about
-.68 exact match at 25 % kept where the full context gets .12 (experiments/results/facts.md).
+both. Labels are the sentences that the task says are needed. Training and table take 12 minutes on 2 idle CPU cores;
+expect about .68 exact match at 25 % kept where the full context gets .12 (experiments/results/facts.md).
 """
 
 from ml_collections import ConfigDict

@@ -32,6 +32,7 @@ from rcp.data.pack import collate, encode, round_up
 from rcp.evaluate.lengths import longest
 from rcp.infer.prompt import PromptPruner
 from rcp.nn.layout import prompt_lengths
+from rcp.nn.pieces import piece_states
 from rcp.nn.pruner import Granularity, Scores, budget_of_rate, compact, prune
 from rcp.nn.scorer import Scorer, ScorerConfig, early_features
 from rcp.policies import LLMLingua
@@ -61,14 +62,16 @@ def scorers(model: Any, vocabulary: int) -> dict[str, Score]:
     """Ours: (batch) -> scores, compiled, the parameters given as arguments."""
 
     def of(kind: Any, layer: int, width: int) -> Score:
-        alone = kind == "standalone"
-        config = ScorerConfig(kind, vocabulary if alone else model.config.d_model, width, heads=4 if alone else 2)
+        alone, apart = kind == "standalone", kind == "pooled"
+        inputs = vocabulary if alone else model.config.d_model
+        config = ScorerConfig(kind, inputs, width, heads=4 if alone else 2, apart=apart)
+        view = partial(piece_states if apart else early_features, layer=layer)
         graph, state = nnx.split((Scorer(config, nnx.Rngs(0)), model))
 
         @jax.jit
         def score(state: Any, batch: Batch) -> Scores:
             scorer, reader = nnx.merge(graph, state)
-            return scorer(batch, None if alone else early_features(reader, batch, layer))
+            return scorer(batch, None if alone else view(reader, batch))
 
         return partial(score, state)
 

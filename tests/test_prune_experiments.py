@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -18,6 +19,7 @@ from rcp.pretrained import hf
 from rcp.pretrained.tokenizer import PretrainedTokenizer, from_merges
 from rcp.types import UserError
 from tests.infer.test_prompt import Letters
+from tests.tiny import VOCABULARY, Prompt, batch_of, tiny_model
 
 pytestmark = pytest.mark.lax
 TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 24}
@@ -100,6 +102,13 @@ def test_shares_and_gaps_are_counted_on_the_text():
     assert (found["equal"], found["below"], found["above"]) == pytest.approx((2 / 3, 1 / 3, 0))
     assert (found["largest_gap"], found["unmended_largest_excess"]) == (2, 2)
     assert (found["unmended_equal"], found["unmended_above"]) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_every_scorer_that_is_timed_scores():
+    batch = jax.tree.map(jax.numpy.asarray, batch_of((Prompt((3, 2, 4)),), 16, 3))
+    for score in bench_prune.scorers(tiny_model(layers=4), VOCABULARY).values():
+        found = score(batch)
+        assert found.segments.shape == (1, 3) and len(set(np.asarray(found.segments[0]).tolist())) == 3
 
 
 def test_ratios_are_of_the_same_repeat():
