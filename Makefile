@@ -62,8 +62,8 @@ quickstart: install  ## train a pruner for SmolLM2-135M on facts and print the t
 	  if [ $$status = 2 ] && [ -e $(QUICKSTART)/checkpoints ]; then echo "to begin anew: make quickstart QUICKSTART=runs/other, or delete $(QUICKSTART)" >&2; fi; exit $$status; }
 	$(BIN)/rcp eval --workdir=$(QUICKSTART)
 
-test: lint  ## set up and run everything CI runs
-	$(BIN)/python -m pytest
+test: lint  ## set up and run everything CI runs; the tests on as many processes as there are cores, at most 4
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: install-dev  ## ruff and pyright
 	$(BIN)/ruff check .

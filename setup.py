@@ -44,6 +44,7 @@ EXTRAS["dev"] = [
     "ruff>=0.12",
     "pyright[nodejs]>=1.1.400",  # Node.js comes inside a wheel, so nothing else is fetched
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.130",
     "scipy>=1.14",  # reference distributions of the sampler's tests
     *(requirement for requirement in EXTRAS["notebooks"] if not requirement.startswith("jupyterlab")),

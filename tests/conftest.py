@@ -2,22 +2,30 @@
 
 `@pytest.mark.lax` allows such broadcasts (for code that leans on a library's), `@pytest.mark.strict_dtype` also forbids
 implicit promotion between dtypes (not the default: optax's own Adam multiplies float by int). Programs that several
-tests compile are compiled once.
+tests compile are compiled once, also where the tests are shared out over processes. No test of hypothesis has a
+deadline: what is slow is a compile.
 """
 
 import atexit
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
 MAPS = 20_000
-COMPILED = tempfile.mkdtemp(prefix="rcp-tests-xla-")
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+COMPILED = os.environ.get("RCP_TESTS_COMPILED", "")
+if not COMPILED:  # the process that starts the others, or the only one
+    COMPILED = os.environ["RCP_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="rcp-tests-xla-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", COMPILED)
