@@ -16,6 +16,9 @@ CONFIG = "configs/rcp_math.py"
 TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", "--config.train.prepare=false")
 """What a pruner of tokens needs: a scorer that tells the tokens of a shot apart, which nothing prepares."""
 
+MRD3 = ("--config.task.dataset=mrd3",)
+EASY_FIRST = ("--config.task.order=difficulty", "--config.data.phases=4")
+
 
 def run(name: str, about: str, *flags: str, variant: str = "") -> Method:
     """A row: configs/rcp_math.py with other flags."""
@@ -41,6 +44,8 @@ METHODS = (
     run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),
     run("no_warm_start", "both objectives from the first step", "--config.warm_start.steps=0"),
     run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
+    run("mrd3", "trained on MRD3's problems, shuffled", *MRD3),
+    run("curriculum", "the same, the easy ones first", *MRD3, *EASY_FIRST),
     run("question_blind", "the scorer does not see the question", "--config.scorer.question=false"),
     run("in_prompt", "the scorer's states of a shot read behind the others", "--config.scorer.apart=false"),
     trained("cot_influx"),

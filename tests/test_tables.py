@@ -18,7 +18,9 @@ from experiments.measure import Part, measured
 from experiments.table_files import escaped, write_table
 from experiments.table_lines import at, break_even, lines_of, reading_cost
 from rcp.cli import main
+from rcp.config_file import load_config
 from rcp.evaluate.cells import read_cell
+from rcp.train.build import make_task
 from rcp.types import UserError
 from tests.evaluate.own_data import ROOT, smaller, tiny_model, write_rows
 
@@ -234,6 +236,12 @@ def test_every_table_has_random_the_shorter_prompt_and_ours() -> None:
         assert {"none", "random", "shorter", "ours"} <= set(names) and len(names) == len(set(names))
     with pytest.raises(UserError, match="no row 'nobody'"):
         chosen(ablations.METHODS, ("nobody",))
+
+
+def test_every_ablation_can_be_trained_as_its_row_says() -> None:
+    for method in ablations.METHODS:
+        if method.config:
+            make_task(load_config(f"{ROOT}/{method.config}", method.flags))
 
 
 def test_a_method_without_a_budget_stands_at_every_one(part: Part) -> None:
