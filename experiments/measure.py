@@ -70,7 +70,7 @@ class Clock:
 
     def __init__(self, minutes: float | None):
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
-        self.method, self.warm = "", False
+        self.method, self.warm, self.done = "", False, 0
 
     def stop(self) -> None:
         """The time is over: what there is will be drawn."""
@@ -82,8 +82,10 @@ class Clock:
         now = time.monotonic()
         if self.end is not None and now >= self.end and done < batches:
             raise TimeOver
-        if method != self.method or not self.warm:  # the first batch, which compiles, tells nothing about the others
-            self.warm = method == self.method
+        another = method != self.method or done < self.done  # a method of the same name may have other prompts
+        self.done = done
+        if another or not self.warm:  # the first batch, which compiles, tells nothing about the others
+            self.warm = not another
             self.method, self.first, self.began, self.said = method, done, now, now
         elif now - self.said > SAY_EVERY and done > self.first:
             each, self.said = (now - self.began) / (done - self.first), now

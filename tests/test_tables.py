@@ -172,6 +172,24 @@ def test_a_table_goes_on_where_it_was_stopped(
             assert column.model_seconds == row(whole, name).columns[key].model_seconds, "read, not measured again"
 
 
+def test_the_time_left_is_that_of_the_prompts_at_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same method on two settings, the second four times as fast; the first batch of each compiles."""
+    now = 0.0
+    monkeypatch.setattr(measure.time, "monotonic", lambda: now)
+    clock = measure.Clock(None)
+    for compiling, each in ((90.0, 60.0), (45.0, 15.0)):
+        for done in range(5):
+            clock.watch("ours", done, 4)
+            now += each if done else compiling
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "3 of 4" in line] == [
+        "  ours: 3 of 4 batches, 60.00 s each, 1.0 min left",
+        "  ours: 3 of 4 batches, 15.00 s each, 0.2 min left",
+    ]
+
+
 def test_a_stale_cell_is_measured_again(world: World, part: Part, tmp_path: Path) -> None:
     (folder,) = (world.folder / "out" / "cells").iterdir()
     shutil.copytree(folder, tmp_path / folder.name)
