@@ -34,7 +34,7 @@ class Property(NamedTuple):
     told: str
     question: str
     answer: str
-    values: list[str]
+    values: tuple[str, ...]
 
 
 class Person(NamedTuple):
@@ -51,25 +51,25 @@ PROPERTIES = (
         "{last} was born in {value}.",
         "In which city was {who} born?",
         "{who} was born in the city of",
-        lexicon.CITIES,
+        tuple(lexicon.CITIES),
     ),
     Property(
         "At home {last} plays the {value}.",
         "Which instrument does {who} play?",
         "{who} plays the",
-        INSTRUMENTS,
+        tuple(INSTRUMENTS),
     ),
     Property(
         "{last} loves to eat {value}.",
         "What is the favourite food of {who}?",
         "The favourite food of {who} is",
-        lexicon.FOODS,
+        tuple(lexicon.FOODS),
     ),
     Property(
         "{last} learned to work as {value}.",
         "What is the job of {who}?",
         "{who} works as",
-        [f"{'an' if trade[0] in 'aeiou' else 'a'} {trade}" for trade in lexicon.TRADES],
+        tuple(f"{'an' if trade[0] in 'aeiou' else 'a'} {trade}" for trade in lexicon.TRADES),
     ),
 )
 
