@@ -20,7 +20,7 @@ TASKS = {
     "multiquery": {"name": "needle", "keys": 2, "queries": 2},
     "passkey": {"name": "passkey"},
     "tracking": {"name": "tracking"},
-    "words": {"name": "common_words"},
+    "words": {"name": "common_words", "other_times": 1},
     "documents": {"name": "documents"},
     "text": {"name": "long_text", "path": ""},
 }
@@ -35,6 +35,8 @@ def get_config(variant: str = "multikey") -> ConfigDict:
     tokens = int(length or 1024)
     c = ConfigDict()
     c.task = TASKS[task] | {"tokens": tokens}
+    if task == "words":
+        c.task.times = tokens // 8
     c.data = {
         "batch_size": 8,
         "lengths": (tokens,),

@@ -48,6 +48,7 @@ def config_of(task: str, tokens: int, text: str = "", model: str = "") -> Config
         "task.tokens": tokens,
         "data.lengths": (tokens,),
         "data.max_segments": max(1, tokens // share),
+        **({"task.times": tokens // 8} if task == "words" else {}),
         **({"task.path": text} if text and "path" in base.task.fields else {}),
         **({"model.name": model} if model else {}),
     }

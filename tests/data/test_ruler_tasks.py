@@ -23,7 +23,7 @@ NEEDLE = re.compile(r" (?:The magic number|One of the magic numbers) of (the \w+
 def told(example: Example) -> list[tuple[int, str, str]]:
     """(place, thing, number) of every needle; the filler has no digits."""
     found = [(place, NEEDLE.fullmatch(text)) for place, text in enumerate(example.context)]
-    assert not any(re.search(r"\d|magic", example.context[place]) for place, match in found if match is None)
+    assert not any(re.search(r"\d|magic number", example.context[place]) for place, match in found if match is None)
     return [(place, match[1], match[2]) for place, match in found if match is not None]
 
 
@@ -137,11 +137,9 @@ def read(document: str) -> tuple[str, dict[str, str]]:
     """The name, and what is told of it, the colleague too."""
     name = re.match(r"\nThis is about (\w+ \w+)\.", document)
     assert name is not None
-    last = name[1].split()[1]
-    facts = {"colleague": re.findall(rf"The colleague of {last} is (\w+ \w+)\.", document)}
+    facts = {"colleague": re.findall(rf"The colleague of {name[1]} is (\w+ \w+)\.", document)}
     for prop in PROPERTIES:
-        pattern = re.escape(prop.told.format(last=last, value="@")).replace("@", "([^.]+)")
-        facts[prop.question] = re.findall(pattern, document)
+        facts[prop.question] = re.findall(rf"{prop.told.format(who=name[1])} ([^.]+)\.", document)
     assert all(len(found) == 1 for found in facts.values())
     return name[1], {key: found[0] for key, found in facts.items()}
 

@@ -1,10 +1,10 @@
 """Question answering with distractors: short documents about people, one or two of which the question needs.
 
     Documents:
-    This is about Adam Harlow. Harlow was born in Oslo. ... The colleague of Harlow is Clara Finch.
+    This is about Adam Harlow. Adam Harlow was born in Oslo. ... The colleague of Adam Harlow is Clara Finch.
     ...
     Question: In which city was Adam Harlow born?
-    Answer: Adam Harlow was born in the city of Oslo.
+    Answer: Adam Harlow was born in Oslo.
 
 What RULER (arXiv 2404.06654; what departs is said in `generated`) takes from SQuAD and HotpotQA is made up here, so
 that no reader knows it by heart. With two hops the question names somebody only by a colleague ("the colleague of Adam
@@ -29,11 +29,13 @@ from rcp.types import Example
 
 
 class Property(NamedTuple):
-    """What a document tells of a person. `{last}` is the surname, `{who}` whom the question is about."""
+    """What a document tells of a person `{who}`, and the question; what is told ends with one of the values.
+
+    The answer begins as the document tells it: SmolLM2-135M hardly found what a document said in other words.
+    """
 
     told: str
     question: str
-    answer: str
     values: tuple[str, ...]
 
 
@@ -48,27 +50,23 @@ class Person(NamedTuple):
 
 PROPERTIES = (
     Property(
-        "{last} was born in {value}.",
+        "{who} was born in",
         "In which city was {who} born?",
-        "{who} was born in the city of",
         tuple(lexicon.CITIES),
     ),
     Property(
-        "At home {last} plays the {value}.",
-        "Which instrument does {who} play?",
         "{who} plays the",
+        "Which instrument does {who} play?",
         tuple(INSTRUMENTS),
     ),
     Property(
-        "{last} loves to eat {value}.",
+        "{who} loves to eat",
         "What is the favourite food of {who}?",
-        "The favourite food of {who} is",
         tuple(lexicon.FOODS),
     ),
     Property(
-        "{last} learned to work as {value}.",
-        "What is the job of {who}?",
         "{who} works as",
+        "What is the job of {who}?",
         tuple(f"{'an' if trade[0] in 'aeiou' else 'a'} {trade}" for trade in lexicon.TRADES),
     ),
 )
@@ -108,7 +106,7 @@ class Documents(Generated):
         documents = self._documents(rng, people, pools, asked, hops - 1, answer[1:-1])
         needed = [next(documents) for _ in range(hops)]
         who = people[0].name if hops == 1 else f"the colleague of {people[0].name}"
-        stem = asked.answer.format(who=who)
+        stem = asked.told.format(who=who)
         question = f"{self.ask(asked.question.format(who=who))[1]} {stem[0].upper()}{stem[1:]}"
         room = self.room(count, self.INSTRUCTION, question, answer, *needed)
         texts = [*needed, *take(documents, room, count)]
@@ -145,7 +143,7 @@ class Documents(Generated):
             told = {prop: pool[int(rng.integers(len(pool)))] for prop, pool in pools.items()}
             if number == place:
                 told[asked] = answer
-            lines = [prop.told.format(last=person.last, value=value) for prop, value in told.items()]
-            lines.append(f"The colleague of {person.last} is {colleague.name}.")
+            lines = [f"{prop.told.format(who=person.name)} {value}." for prop, value in told.items()]
+            lines.append(f"The colleague of {person.name} is {colleague.name}.")
             body = [lines[n] for n in rng.permutation(len(lines)).tolist()]
             yield self.segment(f"This is about {person.name}. {' '.join(body)}")

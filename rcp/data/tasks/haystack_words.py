@@ -18,8 +18,8 @@ TEMPLATES = (
     "{who} {act} {reason}.",
     "{who} {act} {place}.",
     "{who} {said} that {saying}.",
-    "{saying}, {contrast}.",
-    "it is often said that {saying}.",
+    "{opening}, {other} {said} that {saying}.",
+    "{other} {said} that {saying}, {contrast}.",
     "{who} and {other} met {place} {reason}.",
     "{who} {act}.",
 )

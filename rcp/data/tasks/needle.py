@@ -1,7 +1,7 @@
 """Needles in a haystack: the magic numbers of some things, somewhere in a long text; and the pass key.
 
     Some magic numbers are hidden in this text: After lunch, the baker cut the grass. The magic number of the proud
-    lantern is 48213. Most arguments begin with a small mistake, but few people live by it. ...
+    lantern is 48213. My aunt agreed that most arguments begin with a small mistake. ...
     Question: What is the magic number of the proud lantern?
     Answer: The magic number of the proud lantern is 48213.
 
