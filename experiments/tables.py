@@ -19,6 +19,7 @@ TABLES = {
     "cot_influx_main": "word problems x methods x LLMs at equal budgets: answer NLL, exact match",
     "same_budget": "methods against the token budget, 1x to 20x, with seconds and break-even lengths",
     "more_candidates": "answer NLL and exact match against the number of candidates at a fixed budget",
+    "ruler": "RULER-style tasks at any length: exact match of what needs no training, at shares of the context",
     "reasoning": "reasoning-gym families: exact match at the budget of a few shots out of a mixed pool",
     "ablations": "what of the method does the work: stages, rewards, curriculum, question, objectives",
     "estimators": "every gradient estimator of rcp.sampling against the exact gradient",

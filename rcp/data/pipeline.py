@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from rcp.data.pack import EncodedExample, bucket, check_fits, collate, drop_segments, encode
-from rcp.data.tasks.base import Split, Task
+from rcp.data.tasks.base import Split, Task, examples_of
 from rcp.types import Batch, Example, Tokenizer, UserError
 
 Overlong = Literal["error", "drop_segments"]
@@ -36,7 +36,7 @@ class EncodedTask:
         max_answer: int | None = None,
         overlong: Overlong = "error",
     ):
-        self.examples = task.examples(split, count)
+        self.examples = examples_of(task, tokenizer, split, count)
         if not len(self.examples):
             raise UserError(f"task {type(task).__name__}: no examples in split {split!r}")
         self.lengths, self.max_segments = tuple(sorted(lengths)), max_segments

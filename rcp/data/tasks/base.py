@@ -82,6 +82,16 @@ def check_split(split: str) -> None:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
+def examples_of(task: Task, tokenizer: Tokenizer, split: Split, count: int | None) -> Sequence[Example]:
+    """The first `count` examples of a split, as a reader with this tokenizer gets them.
+
+    A task whose prompts have a length in the reader's tokens has a method `examples_in` (`rcp.data.tasks.generated`).
+    """
+    if (sized := getattr(task, "examples_in", None)) is not None:
+        return sized(tokenizer, split, count)
+    return task.examples(split, count)
+
+
 def answer_key(task: Task) -> Callable[[str], str | None]:
     """From a decoded continuation to the answer in it, in a form that equal answers share: what samples vote with.
 
