@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from rcp.nn.lengths import padded
 from rcp.types import Batch, Role
@@ -22,7 +22,7 @@ ROWS = 16
 MOST = 1 << 16
 """Pieces whose states are kept; when there are more, all are forgotten."""
 
-Encode = Callable[[Int[Array, "pieces tokens"], Int[Array, " pieces"]], Any]
+Encode = Callable[[Int[np.ndarray, "pieces tokens"], Int[np.ndarray, " pieces"]], Any]
 """From texts, padded at the right end, and their lengths to states [pieces, dim]; compiled for every static length."""
 
 

@@ -22,7 +22,7 @@ from rcp.train.build import Build, build, make_task
 from rcp.train.loop import restore
 from rcp.types import Batch, UserError
 
-Look = Callable[[Batch], Array | None]
+Look = Callable[[Batch], Any]
 MAY_DIFFER = ("eval.", "task.", "data.", "parallel.", "model.dtype")
 """Keys that may differ from training: what is evaluated, and how it is computed."""
 
@@ -51,7 +51,7 @@ class Trained:
         """What the scorer sees of a batch, as a compiled function of it."""
         networks, scorer = self.build.networks, self.config.scorer
         if not scorer.apart:
-            features = jax.jit(lambda weights, batch: networks.features(*weights, batch))
+            features = jax.jit(lambda weights, batch: networks.features(weights[0], weights[1], batch))
             return partial(features, self.weights)
 
         def states(weights: tuple[Any, Any], tokens: Array, lengths: Array) -> Array:

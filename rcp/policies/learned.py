@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,12 @@ from rcp.policies.base import Policy
 from rcp.types import Batch
 
 
-@runtime_checkable
-class Forgetful(Protocol):
-    """A look that keeps what it has computed."""
-
-    def forget(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Learned(Policy):
     """`score(batch, seen, budget)` is a compiled function that gives the pruner's `Scores` from what `look(batch)` saw,
-    kept in `seen` where a batch is looked at before; evaluation takes their top k. `told`: whether the budget counts in
-    them. `name` and `granularity`: of a run that is a comparison, such as LLMLingua-2's classifier (`rcp.nn.encoder`).
+    kept in `seen` where a batch is looked at before (a look that keeps what it computes has a method `forget`);
+    evaluation takes their top k. `told`: whether the budget counts in them. `name` and `granularity`: of a run that is
+    a comparison, such as LLMLingua-2's classifier (`rcp.nn.encoder`).
 
     `draw` "sample" or "likely" heeds no budget: what the granularity "independent" keeps is drawn, seeded by `seed`
     (as CoT-Influx evaluates), or is all that has a probability above 1/2. `identity`: what decides its
@@ -56,8 +50,8 @@ class Learned(Policy):
         return self.told
 
     def looking_at(self, batch: Batch, *, anew: bool = False) -> Self:
-        if anew and isinstance(self.look, Forgetful):
-            self.look.forget()
+        if anew and (forget := getattr(self.look, "forget", None)) is not None:
+            forget()
         return replace(self, seen=jax.block_until_ready(self.look(batch)))
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
