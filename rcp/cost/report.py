@@ -35,8 +35,10 @@ def scaled(value: float, unit: str) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Milliseconds with three figures, or "?" where it is not known."""
-    return "?" if value is None else f"{_figures(1e3 * value)} ms"
+    """Milliseconds with three figures; "?" where it is not known, nothing where there is nothing to do."""
+    if value is None:
+        return "?"
+    return f"{_figures(1e3 * value)} ms" if value else ""
 
 
 def _figures(value: float) -> str:
@@ -107,6 +109,6 @@ def _devices(found: dict[str, Any]) -> list[Grid]:
         times.append((device["name"], "training step", "", "", "", seconds(taken["train_step"]), ""))
     header = ("", "", "score", "read", "a token", "all", "break-even")
     return [
-        Grid("Fits on one device", ("", "memory", *found["memory"], "training"), tuple(fits)),
+        Grid("Fits on one device", ("", "memory", *found["memory"], "training the model"), tuple(fits)),
         Grid("Time at least", header, tuple(times)),
     ]

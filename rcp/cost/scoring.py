@@ -130,9 +130,9 @@ def _encoder(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segme
 
 
 def _influx(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int) -> tuple[int, int]:
-    """Two MLPs on every token; one of them also on an empty position, where padding counts."""
+    """Two MLPs on every token. (The empty position, once for the whole batch where padding counts, is left out.)"""
     state = 2 * (shape.d_model * scorer.width + 2 * scorer.width)
-    return state * (2 * tokens + scorer.padding) + 2 * tokens * segments, 0
+    return state * 2 * tokens + 2 * tokens * segments, 0
 
 
 def _share(scorer: ScorerSection) -> int:

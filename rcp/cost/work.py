@@ -157,8 +157,9 @@ def train_step(
     """A step that trains every parameter with AdamW on the answers of `batch` prompts (`rcp.train.reader_step`).
 
     The backward pass has two products for each of the forward pass. Computed once more are: scores and weighted values
-    past `REMATERIALISE` tokens; logits where there are more than `CHUNK`; every layer with `remat`. AdamW reads four
-    numbers a parameter and writes three; about 12 operations each, and 3 for the clipping by global norm.
+    past `REMATERIALISE` tokens; logits where there are more than `CHUNK`; with `remat` every layer but for its last
+    product. AdamW reads four numbers a parameter and writes three; about 12 operations each, and 3 for the clipping by
+    global norm.
 
     Args:
       answer: places of each prompt that get logits (`data.max_answer`).
@@ -171,7 +172,8 @@ def train_step(
     attention = Work(4 * pairs * shape.head_dim, OPERATIONS_A_SCORE * pairs, 0)
     work = body * 3 + head * (3 if places <= CHUNK else 4)
     if remat:
-        work = work + body
+        unneeded = 2 * batch * tokens * shape.d_ff * shape.d_model * shape.n_layers
+        work = work + body + Work(-unneeded, 0, 0)
     if tokens > REMATERIALISE:
         work = work + attention
     count = parameters(shape)

@@ -23,7 +23,8 @@ KINDS = ("hidden", "mlp", "pooled", "standalone", "llmlingua2", "cot_influx")
 
 
 def section(kind, **changes):
-    return replace(ScorerSection(kind, layer=1, width=32, depth=2, heads=2, budget=kind != "cot_influx"), **changes)
+    plain = ScorerSection(kind, layer=1, width=32, depth=2, heads=2, budget=kind != "cot_influx", padding=False)
+    return replace(plain, **changes)
 
 
 def scorer_of(s: ScorerSection):
