@@ -14,7 +14,8 @@ from rcp.nn.parameters import TransformerConfig
 from rcp.pretrained import read_shape
 from tests.pretrained.test_gguf import CONFIG, random_tensors, write
 
-REFERENCES = Path(__file__).parents[1] / "references"
+ROOT = Path(__file__).parents[2]
+REFERENCES = ROOT / "tests" / "references"
 SMALL = ["--context=64", "--fixed=8", "--new=4", "--segments=2"]
 
 
@@ -75,7 +76,7 @@ def test_of_a_hub_id_only_the_configuration_is_fetched(tmp_path, capsys, monkeyp
 def test_a_run_s_configuration_names_model_scorer_and_training(capsys):
     found = cost(
         capsys,
-        "--config=configs/chain.py",
+        f"--config={ROOT}/configs/chain.py",
         "--config.model.vocab_size=40",
         "--config.scorer.kind=standalone",
         "--config.policy.samples=3",

@@ -84,7 +84,7 @@ def test_temporaries_of_training():
 def test_temporaries_of_reading(tokens, rest):
     """A further layer adds its keys and values. The rest is known within a tenth in blocks, else within a half."""
     expected, found = [], []
-    for layers in (2, 10):
+    for layers in (4, 20):
         shape = replace(GROUPED, n_layers=layers)
         expected.append(reading_bytes(shape, tokens, tokens + 10, batch=2))
         found.append(temporaries(prefill_program(shape, 2, tokens, tokens + 10)))
