@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcp.cost import command as cost
 from rcp.types import UserError
 
 
@@ -197,6 +198,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("Compare a trained pruner with other methods.", _eval_arguments, _eval, takes_config=True),
     "tables": Command("Measure a table of experiments/, or go on, and write it.", _tables_arguments, _tables),
     "prune": Command("Prune prompt files; their segments are separated by blank lines.", _prune_arguments, _prune),
+    "cost": Command("What a model costs, pruned and not.", cost.add_arguments, cost.run, takes_config=True),
     "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),
 }
 """Every command by its name. To add one: its arguments, its function (imports inside), a line here."""

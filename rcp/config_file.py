@@ -24,11 +24,11 @@ from rcp.config_fill import fill, plain
 from rcp.types import UserError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of `path` ("configs/X.py" or "configs/X.py:variant") with flags laid over it.
 
     Args:
-      path: python file with `get_config`, or a `config.json` that a run has saved.
+      path: python file with `get_config`, or a `config.json` that a run has saved; None for the defaults alone.
       overrides: flags of the form "--config.a.b=value" (or "a.b=value"), later ones win. Where "task.name" names
         another task than the file does, the file's other keys of the task section are dropped.
 
@@ -41,7 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     text, variant = str(path), ""
     if ":" in text and not Path(text).exists():
         text, variant = text.rsplit(":", 1)
-    values = _read(Path(text), variant)
+    values = {} if path is None else _read(Path(text), variant)
     flags = [(*_parse_flag(flag), flag) for flag in overrides]
     named = [value for key, value, _ in flags if key == "task.name"]
     if named and isinstance(values.get("task"), dict) and named[-1] != values["task"].get("name", TaskConfig.name):
@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _set(values, key, value, flag)
         origin[key] = f"in the flag --config.{key}"
     _make_absolute(values)
-    return from_dict(values, origin=origin, default_origin=f"in {text}")
+    return from_dict(values, origin=origin, default_origin="" if path is None else f"in {text}")
 
 
 def from_dict(

@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": TRAIN | {"endpoint"},
     "infer": TRAIN | {"train"},
     "evaluate": TRAIN | {"train", "infer", "endpoint"},
-    "cli": UPPER | {"doctor"},
+    "cost": {"types", "nn", "pretrained", "evaluate"} | CONFIG,
+    "cli": UPPER | {"doctor", "cost"},
     "doctor": UPPER,
     "__main__": {"cli"},
 }

@@ -87,6 +87,11 @@ def config_from_hf(raw: Mapping[str, Any], source: str = "config.json") -> Trans
     )
 
 
+def read_config(folder: Path) -> TransformerConfig:
+    """The architecture that config.json describes; raises as `config_from_hf`."""
+    return config_from_hf(_json(folder / "config.json"), str(folder / "config.json"))
+
+
 def _rope_scaling(rope: Mapping[str, Any], source: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -129,7 +134,7 @@ def read_model(folder: Path, dtype: str, param_dtype: str | None = None) -> Tran
     """Reads config.json and the weights."""
     from safetensors import safe_open
 
-    config = config_from_hf(_json(folder / "config.json"), str(folder / "config.json"))
+    config = read_config(folder)
     where = weight_files(folder)
     try:
         handles = {path: safe_open(path, framework="numpy") for path in set(where.values())}

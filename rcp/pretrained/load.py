@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def load(name_or_path: str | Path, *, dtype: str = "float32", param_dtype: str |
     )
 
 
+def read_shape(name_or_path: str | Path) -> TransformerConfig:
+    """The architecture alone: from config.json or a GGUF file's metadata. No weight is read, none need be there.
+
+    Of a hub id that is not in the local cache only config.json is fetched, into a folder that is deleted again: the
+    cache is to hold whole models.
+
+    Raises:
+      UserError: as `load`, as far as it concerns the architecture.
+    """
+    name = str(name_or_path)
+    if _is_hub_id(name) and not _cached(name):
+        with tempfile.TemporaryDirectory() as folder:
+            return hf.read_config(_fetched(name, "config.json", Path(folder)))
+    path = locate(name_or_path)
+    return hf.read_config(path) if path.is_dir() else gguf.read_config(gguf.GGUF(path))
+
+
 def locate(name_or_path: str | Path) -> Path:
     """The GGUF file or model folder meant by a name; where absent, UserError with the command that gets it."""
     name = str(name_or_path)
@@ -80,31 +98,49 @@ def locate(name_or_path: str | Path) -> Path:
         if not (path / "config.json").exists():
             raise UserError(f"{path}: no config.json and no single .gguf file in this folder")
         return path
-    if name.count("/") == 1 and not name.startswith((".", "~", "/")) and path.suffix != ".gguf":
+    if _is_hub_id(name):
         return _hub_folder(name)
     raise UserError(
         f"{name!r} is neither a file, a folder, a hub id (owner/name) nor one of the known names: {', '.join(WHEELS)}"
     )
 
 
-def _hub_folder(hub_id: str) -> Path:
-    """The snapshot in the local Hugging Face cache; fetched by `huggingface_hub` only if it is not there."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    repository = (
-        Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser() / f"models--{hub_id.replace('/', '--')}"
-    )
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that may also be a path means a model of the hub."""
+    outside = name.count("/") == 1 and not name.startswith((".", "~", "/")) and not name.endswith(".gguf")
+    return outside and not Path(name).expanduser().exists()
+
+
+def _cached(hub_id: str) -> Path | None:
+    """The snapshot in the local Hugging Face cache."""
+    repository = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     reference = repository / "refs" / "main"
     if reference.exists():
         snapshot = repository / "snapshots" / reference.read_text().strip()
         if (snapshot / "config.json").exists():
             return snapshot
+    return None
+
+
+def _hub_cache() -> Path:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+
+
+def _hub_folder(hub_id: str) -> Path:
+    """The snapshot in the local cache; fetched by `huggingface_hub` only if it is not there."""
+    return _cached(hub_id) or _fetched(hub_id, ["*.json", "*.safetensors", "*.jinja"])
+
+
+def _fetched(hub_id: str, patterns: str | list[str], folder: Path | None = None) -> Path:
+    """Files of a model of the hub, into the local cache or a folder of their own."""
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_dir=folder))
     except Exception as error:  # no package, no network, no such model: the remedy is the same
         raise UserError(
-            f"the weights of {hub_id!r} are not in {repository.parent} and could not be fetched "
+            f"the weights of {hub_id!r} are not in {_hub_cache()} and could not be fetched "
             f"({type(error).__name__}); get them with: hf download {hub_id}"
         ) from error
 
