@@ -82,9 +82,8 @@ def compact(
     if len(each) != layers:
         raise ValueError(f"{len(each)} capacities for {layers} layers")
     each = [min(capacity, slots) for capacity in each]
-    mask = jnp.swapaxes(keep, 0, 1)
-    order = inverse_permutation(rank_by_index(mask))
-    count = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    order = order_of(keep)
+    count = jnp.sum(jnp.swapaxes(keep, 0, 1), axis=-1, dtype=jnp.int32)
     bound = jnp.asarray(each, jnp.int32)[:, None, None]
     length = jnp.minimum(count, bound)
     after = length.max(axis=(0, 2)) if repack else found.next
@@ -98,6 +97,11 @@ def compact(
             run = _repacked(run, after, frequencies)
         runs.append(run)
     return Context(tuple(runs), after)
+
+
+def order_of(keep: Bool[Array, "batch layers kv_heads entries"]) -> Int[Array, "layers batch kv_heads entries"]:
+    """Numbers of the entries, the kept ones first, each part in its order."""
+    return inverse_permutation(rank_by_index(jnp.swapaxes(keep, 0, 1)))
 
 
 def _runs(capacities: Sequence[int]) -> list[tuple[int, int]]:

@@ -45,8 +45,7 @@ class ExpectedAttention(EvictionPolicy):
         score = (mean over the query heads of a group, softmax over entries of that exponent + epsilon) * |v|.
 
     The first `sinks` entries take no part in the softmax and get the best score of the example's layer (kvpress: of
-    the batch). kvpress computes m and S from hidden states and the query projection, without its bias, and knows no
-    query norm; here they are those of the queries themselves.
+    the batch). The covariance is E q q^T - m m^T, from sums that are gathered chunk by chunk.
     """
 
     name: ClassVar[str] = "expected_attention"
