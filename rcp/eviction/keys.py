@@ -67,7 +67,8 @@ class ExpectedAttention(EvictionPolicy):
         exponent = jnp.einsum("bhgd,bnhd->bhgn", mean, k) * dim**-0.5
         if self.covariance:
             covariance = covariance.reshape(batch, kv_heads, -1, dim, dim)
-            exponent += jnp.einsum("bhgde,bnhd,bnhe->bhgn", covariance, k, k) / (2 * dim)
+            turned = jnp.einsum("bhgde,bnhd->bhgne", covariance, k)
+            exponent += jnp.einsum("bhgne,bnhe->bhgn", turned, k) / (2 * dim)
         sink = heads_first(seen.position) < self.sinks
         taking_part = heads_first(seen.valid) & ~sink
         exponent = jnp.where(taking_part[:, :, None], exponent, -jnp.inf)

@@ -1,7 +1,7 @@
 """A cache of fixed size over input of any length: chunk by chunk, read behind what is kept, then evict.
 
-One step is a pure function of fixed shapes, for a `lax.scan` over chunks or a loop without end. Per head the cache holds
-`size` entries, and those of a chunk more while it is read.
+One step is a pure function of fixed shapes, for a `lax.scan` over chunks or a loop without end. Per head the cache
+holds `size` entries, and those of a chunk more while it is read.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def start(model: Transformer, eviction: Eviction, batch: int, *, size: int, chun
     needs = eviction.policy.needs
     if needs.reconstruction or needs.hidden:
         raise ValueError(
-            f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, or wants hidden states of tokens "
-            "whose entries only some heads still hold (score those in `observe`)"
+            f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, or wants the hidden states of "
+            "tokens whose entries only some heads still hold (score those in `observe`)"
         )
     return Stream(Context((entries,), cache.position), statistics.start(needs, model, batch, size + chunk))
 

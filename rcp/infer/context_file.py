@@ -68,7 +68,7 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
     runs = []
     for k, v, at, length in parts:
         if model.dtype == jnp.bfloat16:
-            k, v = k.view(jnp.bfloat16), v.view(jnp.bfloat16)
+            k, v = (x.view(jnp.dtype(jnp.bfloat16)) for x in (k, v))
         runs.append(Entries(*(jnp.asarray(x) for x in (k, v, at, length))))
     return Context(tuple(runs), jnp.asarray(position))
 

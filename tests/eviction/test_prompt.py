@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rcp.eviction import POLICIES, ExpectedAttention, KVzip, Needs, Repeat, SinksWindow, SnapKV, all_needs
-from rcp.eviction.allotment import GLOBAL, PYRAMID
+from rcp.eviction.allotment import GLOBAL, Allotment
 from rcp.eviction.prompt import Eviction, choose, context_entries, read_prompt
 from tests.eviction.small import HEADS, LAYERS, LENGTHS, VOCABULARY, WIDTH, prompts, small_model
 
@@ -112,8 +112,8 @@ def test_allotments_of_whole_prompts(model):
     budget = jnp.array([6, 6], jnp.int32)
     uniform = choose(model, read, Eviction(policy), budget).keep
     assert (uniform.sum(-1) == 6).all()
-    pyramid = choose(model, read, Eviction(policy, allotment=PYRAMID), budget)
-    assert pyramid.keep.sum(-1)[:, :, 0].tolist() == pyramid.budget.tolist()
+    pyramid = choose(model, read, Eviction(policy, allotment=Allotment(layers="pyramid", beta=3)), budget)
+    assert pyramid.keep.sum(-1).tolist() == [[[10, 10], [2, 2]]] * 2
     spread = choose(model, read, Eviction(policy, allotment=GLOBAL), budget).keep
     assert spread.sum(axis=(1, 2, 3)).tolist() == [6 * uniform.shape[1] * uniform.shape[2]] * 2
     assert np.ptp(spread.sum(-1)[0]) > 0
