@@ -8,6 +8,7 @@ hidden states, so that statistics for eviction are gathered while these exist an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,54 +72,62 @@ def read_chunk(
       observed: a tree whose leaves have a leading axis of layers. Anything that belongs to a layer can ride in it, the
         parameters of a scorer too.
     """
+    layers = model.config.n_layers
+    runs = (None,) if context is None else context.runs
+    if context is not None and context.layers != layers:
+        raise ValueError(f"the context has {context.layers} layers, the model {layers}")
     h = model.embed(tokens)
     positions = count_positions(h.shape[:2], valid, cache.position)
-    rope = rope_tables(positions, model.frequencies())
     there = jnp.ones(tokens.shape, bool) if valid is None else valid
     place = cache.length[:, None] + jnp.maximum(jnp.cumsum(there, axis=1, dtype=jnp.int32) - 1, 0)
+    chunk = _Chunk(rope_tables(positions, model.frequencies()), valid, there, positions, place, cache.length)
     slots = cache.capacity if slots is None else slots
     weights = sliceable(model.layers.tree())
-    layers = model.config.n_layers
-    outputs = []
-    first = 0
-    for run in (None,) if context is None else context.runs:
+    outputs, first = [], 0
+    for run in runs:
         count = layers if run is None else run.k.shape[0]
-        whole = count == layers
-
-        def of_run(x: Array, first: int = first, count: int = count, whole: bool = whole) -> Array:
-            return x if whole else x[first : first + count]
-
+        part = slice(first, first + count)
         each: dict[str, Any] = {
             "number": first + jnp.arange(count, dtype=jnp.int32),
             "run": run,
-            "tail": tuple(of_run(x[:, :, :slots]) for x in (cache.k, cache.v)) if slots else None,
-            "observed": jax.tree.map(of_run, observed),
+            "tail": tuple(x[part, :, :slots] for x in (cache.k, cache.v)) if slots else None,
+            "observed": observed if count == layers else jax.tree.map(lambda x, part=part: x[part], observed),
         }
-        if whole:  # else weights are picked by number: slicing them first would copy them
+        if count == layers:  # else weights are picked by number: slicing them first would copy them
             each["weights"] = weights
-
-        def layer(h: Array, each: dict[str, Any]) -> tuple[Array, Any]:
-            w = each["weights"] if "weights" in each else _pick(weights, each["number"])
-            w = readable(w)
-            p = model.project(w, h, rope)
-            past = _past(each["run"], each["tail"], cache.length)
-            mixed = attention(p.q, p.k, p.v, valid=valid, past=past or None)
-            seen = each["observed"]
-            if observe is not None:
-                before = 0 if each["run"] is None else each["run"].k.shape[1]
-                slot = jnp.where(there, before + place, NOWHERE)
-                seen = observe(seen, LayerRead(each["number"], p, past, there, positions, slot))
-            return model.finish(w, h, mixed), (p.k, p.v, seen)
-
-        h, out = lax.scan(layer, h, each)
+        h, out = lax.scan(partial(_read_layer, model, weights, chunk, observe), h, each)
         outputs.append(out)
         first += count
-    if first != layers:
-        raise ValueError(f"the context has {first} layers, the model {layers}")
     k, v, observed = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
     h = rms_norm(h, model.norm[...], model.config.norm_eps)
     last = jnp.where(there, positions, -1).max(axis=1) + 1
     return h, kv.append(cache, k, v, valid, jnp.maximum(last, cache.position)), observed
+
+
+class _Chunk(NamedTuple):
+    """What is the same for all layers. `place`: of each token in the tail. `length`: of the tail before the chunk."""
+
+    rope: Any
+    valid: Array | None
+    there: Array
+    position: Array
+    place: Array
+    length: Array
+
+
+def _read_layer(
+    model: Transformer, weights: Any, chunk: _Chunk, observe: Observe | None, h: Array, each: dict[str, Any]
+) -> tuple[Array, Any]:
+    """One layer: the hidden states after it; its new keys and values, and what has been observed."""
+    number, run, seen = each["number"], each["run"], each["observed"]
+    w = readable(each["weights"] if "weights" in each else _pick(weights, number))
+    p = model.project(w, h, chunk.rope)
+    past = _past(run, each["tail"], chunk.length)
+    mixed = attention(p.q, p.k, p.v, valid=chunk.valid, past=past or None)
+    if observe is not None:
+        slot = jnp.where(chunk.there, (0 if run is None else run.k.shape[1]) + chunk.place, NOWHERE)
+        seen = observe(seen, LayerRead(number, p, past, chunk.there, chunk.position, slot))
+    return model.finish(w, h, mixed), (p.k, p.v, seen)
 
 
 def _past(run: Entries | None, tail: tuple[Array, Array] | None, length: Int[Array, " batch"]) -> tuple[Past, ...]:
