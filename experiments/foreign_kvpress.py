@@ -9,6 +9,7 @@ from experiments.foreign import serve
 
 
 def load(folder: str) -> tuple[Any, dict[str, str]]:
+    import kvpress  # noqa: F401  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
 
