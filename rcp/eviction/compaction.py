@@ -39,6 +39,8 @@ def candidates(cache: KVCache, context: Context | None = None) -> Candidates:
     tail = Candidates(cache.k, cache.v, position, valid, cache.position)
     if context is None:
         return tail
+    if any(run.scales is not None for run in context.runs):
+        raise ValueError("entries in int8 are for reading: evict before a context is quantised")
     before = _in_one(context.runs)
     both = (jnp.concatenate(pair, axis=2) for pair in zip(before, tail[:4], strict=True))
     return Candidates(*both, cache.position)

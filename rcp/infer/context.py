@@ -23,7 +23,7 @@ from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt, choose, context_ent
 from rcp.eviction.reconstruction import Repeat
 from rcp.infer.generate import Generated, decode
 from rcp.infer.sample import Sampling
-from rcp.nn.cache import Context, repeated_context, tail_of
+from rcp.nn.cache import Context, quantised, repeated_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
@@ -61,7 +61,7 @@ def answer(
     rows, width = tokens.shape
     if len(context.position) != rows:
         context = repeated_context(context, rows // len(context.position))
-    tail = tail_of(context, width + max_new)
+    tail = tail_of(context, width + max_new, model.dtype)
     h, tail, _ = read_chunk(model, tokens, tail, context=context, valid=valid, slots=0)
     there = jnp.ones(tokens.shape, bool) if valid is None else valid
     last = jnp.max(jnp.where(there, jnp.arange(width)[None], 0), axis=1)
@@ -80,6 +80,7 @@ class ContextModel:
     Args:
       repeat: see `rcp.eviction.reconstruction`; for policies that read the prompt twice.
       runs: at most so many runs of layers may differ in capacity.
+      int8: what is kept is rounded to 8 bits; tokens read behind it are not.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ContextModel:
         chunk: int = CHUNK,
         multiple: int = 64,
         runs: int = 4,
+        int8: bool = False,
         eos_ids: Sequence[int] = (),
         pad_id: int = 0,
     ):
@@ -103,6 +105,7 @@ class ContextModel:
             )
         self._graph, self._params = nnx.split(model)
         self._repeat, self._chunk, self._multiple, self._runs = repeat, chunk, multiple, runs
+        self._int8 = int8
         self._eos_ids, self._pad_id = tuple(eos_ids), pad_id
 
     def read(self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]] | None = None) -> ReadPrompt:
@@ -157,7 +160,8 @@ class ContextModel:
             self._graph, self._params, read, np.float32(keep_rate), most, forced, keys, eviction=self.eviction
         )
         capacities = stepped(np.asarray(capacity), self._multiple, self._runs)
-        context = _prune(self._graph, self._params, read, kept, capacities=capacities, repack=self.eviction.repack)
+        options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
+        context = _prune(self._graph, self._params, read, kept, **options)
         return PrunedContext(context, *(np.asarray(x) for x in counts), read.logits)
 
     def answer(
@@ -218,9 +222,10 @@ def _choose(graph, params, read, rate, most, forced, keys, *, eviction):
     return kept, needed(kept.keep), (asked, of_context.sum(axis=(1, 2, 3)), there)
 
 
-@partial(jax.jit, static_argnames=("graph", "capacities", "repack"))
-def _prune(graph, params, read, kept, *, capacities, repack):
-    return prune(nnx.merge(graph, params), read, kept, capacities, repack=repack)
+@partial(jax.jit, static_argnames=("graph", "capacities", "repack", "int8"))
+def _prune(graph, params, read, kept, *, capacities, repack, int8):
+    context = prune(nnx.merge(graph, params), read, kept, capacities, repack=repack)
+    return quantised(context) if int8 else context
 
 
 @partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
@@ -233,6 +238,6 @@ def _answer(graph, params, context, tokens, valid, drawn, *, max_new, eos_ids, p
 @partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
 def _go_on(graph, params, context, logits, drawn, *, max_new, eos_ids, pad_id):
     model = nnx.merge(graph, params)
-    tail = tail_of(context, max_new)
+    tail = tail_of(context, max_new, model.dtype)
     options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
     return decode(model, logits, tail, sampling=drawn, context=context, **options)[0]

@@ -36,6 +36,8 @@ def save_context(path: str | Path, context: Context, model: Transformer, *, weig
             value = np.asarray(getattr(run, name))
             # numpy's files know no bfloat16: its bits are written
             arrays[f"{number}/{name}"] = value.view(np.uint16) if value.dtype == jnp.bfloat16 else value
+        if run.scales is not None:
+            arrays |= {f"{number}/scale_{i}": np.asarray(scale) for i, scale in enumerate(run.scales)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
@@ -58,6 +60,9 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
         meta = json.loads(str(arrays["meta"]))
         count = int(meta["runs"])
         parts = [[arrays[f"{number}/{name}"] for name in PARTS] for number in range(count)]
+        scales = [
+            [arrays[f"{n}/scale_{i}"] for i in range(2)] if f"{n}/scale_0" in arrays else None for n in range(count)
+        ]
         position = arrays["position"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise UserError(f"{path}: not a whole context file ({type(error).__name__}: {error})") from error
@@ -66,10 +71,11 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
         found = "; ".join(f"{key} {meta.get(key)!r} there, {expected[key]!r} here" for key in differ)
         raise UserError(f"{path}: a context of another model: {found}")
     runs = []
-    for k, v, at, length in parts:
-        if model.dtype == jnp.bfloat16:
+    for (k, v, at, length), scale in zip(parts, scales):
+        if k.dtype == np.uint16:
             k, v = (x.view(jnp.dtype(jnp.bfloat16)) for x in (k, v))
-        runs.append(Entries(*(jnp.asarray(x) for x in (k, v, at, length))))
+        entries = Entries(*(jnp.asarray(x) for x in (k, v, at, length)))
+        runs.append(entries._replace(scales=tuple(jnp.asarray(x) for x in scale) or None))
     return Context(tuple(runs), jnp.asarray(position))
 
 

@@ -34,13 +34,14 @@ class Past(NamedTuple):
     """One layer of a KV cache: its first slots, `length` of them, are visible to every query of the example.
 
     `length` is one number an example, or one for each of its key-value heads. `keep` in [0, 1] weighs slots as the
-    keep-mask of `attention` weighs keys; None means 1.
+    keep-mask of `attention` weighs keys; None means 1. With `scales`, k and v are int8 and stand for scale * k.
     """
 
     k: Float[Array, "batch capacity kv_heads dim"]
     v: Float[Array, "batch capacity kv_heads dim"]
     length: Int[Array, "batch *kv_heads"]
     keep: Float[Array, "batch capacity kv_heads"] | Bool[Array, "batch capacity kv_heads"] | None = None
+    scales: tuple[Float[Array, "batch capacity kv_heads"], Float[Array, "batch capacity kv_heads"]] | None = None
 
 
 def attention(
@@ -157,7 +158,7 @@ def _attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
         part_scores, part_keep = _past_scores(q, part)
         part_counted = part_scores if part_keep is None else jnp.where(part_keep > 0, part_scores, -jnp.inf)
         top = jnp.maximum(top, jnp.max(part_counted, axis=-1, keepdims=True))
-        earlier.append((part_scores, part_keep, part.v))
+        earlier.append((part_scores, part_keep, part))
     top = lax.stop_gradient(top)  # the result does not depend on it
 
     if weight is None:
@@ -166,13 +167,16 @@ def _attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
         mass = weight * jnp.exp(jnp.minimum(scores - top, MAX_EXPONENT))
     total = mass.sum(-1)
     out = _weighted_values(mass, v)
-    for part_scores, part_keep, part_v in earlier:
+    for part_scores, part_keep, part in earlier:
         if part_keep is None:
             part_mass = jnp.exp(part_scores - top)
         else:
             part_mass = part_keep * jnp.exp(jnp.minimum(part_scores - top, MAX_EXPONENT))
         total = total + part_mass.sum(-1)
-        out = out + _weighted_values(part_mass, part_v)
+        if part.scales is None:
+            out = out + _weighted_values(part_mass, part.v)
+        else:
+            out = out + _weighted_values(part_mass * _by_head(part.scales[1]), part.v.astype(v.dtype))
     return out / jnp.moveaxis(total, 3, 1)[..., None]
 
 
@@ -183,10 +187,17 @@ def _past_scores(q: Array, past: Past) -> tuple[Array, Array | None]:
         there = (slots[None, :] < past.length[:, None])[:, None, None, None, :]
     else:
         there = (slots[None, None, :] < past.length[:, :, None])[:, :, None, None, :]
-    scores = jnp.where(there, query_key_scores(q, past.k), -jnp.inf)
-    if past.keep is None:
-        return scores, None
-    return scores, jnp.moveaxis(past.keep.astype(jnp.float32), 2, 1)[:, :, None, None, :]
+    if past.scales is None:
+        scores = query_key_scores(q, past.k)
+    else:
+        scores = query_key_scores(q, past.k.astype(q.dtype)) * _by_head(past.scales[0])
+    scores = jnp.where(there, scores, -jnp.inf)
+    return scores, None if past.keep is None else _by_head(past.keep)
+
+
+def _by_head(x: Array) -> Array:
+    """[batch, slots, kv_heads] beside scores: float32 [batch, kv_heads, 1, 1, slots]."""
+    return jnp.moveaxis(x.astype(jnp.float32), 2, 1)[:, :, None, None, :]
 
 
 def _weighted_values(mass: Array, v: Array) -> Array:

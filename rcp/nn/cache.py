@@ -7,7 +7,7 @@ context serves many tails, and going back to an earlier state of a tail is setti
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Entries(NamedTuple):
     Attributes:
       position: the rotary position that a key was rotated to. Of no meaning at slots not in use.
       keep: in [0, 1], weighs entries in attention as a keep-mask does; None means 1.
+      scales: of k and of v, float32; where they are given k and v are int8 and stand for scale * k (`quantised`).
     """
 
     k: Float[Array, "layers batch capacity kv_heads dim"]
@@ -45,6 +46,7 @@ class Entries(NamedTuple):
     position: Int[Array, "layers batch capacity kv_heads"]
     length: Int[Array, "layers batch kv_heads"]
     keep: Float[Array, "layers batch capacity kv_heads"] | Bool[Array, "layers batch capacity kv_heads"] | None = None
+    scales: tuple[Float[Array, "layers batch capacity kv_heads"], ...] | None = None
 
     @property
     def capacity(self) -> int:
@@ -108,11 +110,25 @@ def as_context(cache: KVCache) -> Context:
     return Context((Entries(cache.k, cache.v, position, length),), cache.position)
 
 
-def tail_of(context: Context, capacity: int) -> KVCache:
-    """An empty cache for the tokens behind a context."""
+def tail_of(context: Context, capacity: int, dtype: Any = None) -> KVCache:
+    """An empty cache for the tokens behind a context. `dtype`: None means that of its keys."""
     k = context.runs[0].k
-    tail = empty(context.layers, k.shape[1], capacity, k.shape[3], k.shape[4], k.dtype)
+    tail = empty(context.layers, k.shape[1], capacity, k.shape[3], k.shape[4], k.dtype if dtype is None else dtype)
     return tail._replace(position=context.position)
+
+
+def quantised(context: Context) -> Context:
+    """Keys and values as int8 with a scale for each entry and head: its largest number is 127."""
+
+    def rounded(x: Array) -> tuple[Array, Array]:
+        scale = jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1), 1e-8) / 127
+        return jnp.round(x.astype(jnp.float32) / scale[..., None]).astype(jnp.int8), scale
+
+    runs = []
+    for run in context.runs:
+        (k, k_scale), (v, v_scale) = rounded(run.k), rounded(run.v)
+        runs.append(run._replace(k=k, v=v, scales=(k_scale, v_scale)))
+    return Context(tuple(runs), context.position)
 
 
 def repeated(cache: KVCache, times: int) -> KVCache:

@@ -134,7 +134,7 @@ def _past(run: Entries | None, tail: tuple[Array, Array] | None, length: Int[Arr
     """The parts of a layer's past: its slice of the context and of the tail."""
     parts = []
     if run is not None:
-        parts.append(Past(run.k, run.v, run.length, run.keep))
+        parts.append(Past(run.k, run.v, run.length, run.keep, run.scales))
     if tail is not None:
         parts.append(Past(*tail, length))
     return tuple(parts)

@@ -12,6 +12,8 @@ from rcp.infer.context import ContextModel
 from rcp.infer.context_file import load_context, save_context
 from rcp.infer.generate import generate
 from rcp.infer.sample import Sampling, sample_keys
+from rcp.nn.cache import tail_of
+from rcp.nn.chunk import read_chunk
 from rcp.types import UserError
 from tests.eviction.small import KV_HEADS, LAYERS, small_model
 
@@ -140,16 +142,38 @@ def test_nothing_is_compiled_anew_within_a_bucket(model):
     assert [f._cache_size() for f in functions] > before
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_and_loaded(tmp_path, dtype):
+def test_eight_bits_change_little_and_take_less_room(model):
+    """Against the same context in float32; entries, scales and what is computed from them."""
+    kept = reader(model, KeyDiff(), int8=True)
+    plain_bits = reader(model, KeyDiff())
+    small = kept.prune(kept.read(CONTEXTS), keep_rate=0.6).context
+    whole = plain_bits.prune(plain_bits.read(CONTEXTS), keep_rate=0.6).context
+    for few, many in zip(small.runs, whole.runs):
+        assert few.k.dtype == few.v.dtype == jnp.int8 and few.scales is not None
+        for x, y, scale in ((few.k, many.k, few.scales[0]), (few.v, many.v, few.scales[1])):
+            restored = np.asarray(x, np.float32) * np.asarray(scale)[..., None]
+            assert (np.abs(restored - y) <= 0.501 * np.asarray(scale)[..., None]).all()
+    question = jnp.asarray([[3, 1, 4, 1]] * 3, jnp.int32)
+
+    def logits(context):
+        tail = tail_of(context, 4, model.dtype)
+        return model.logits(read_chunk(model, question, tail, context=context, slots=0)[0])
+
+    difference = np.abs(logits(small) - logits(whole)).max()
+    assert 0 < difference < 0.03 * np.abs(logits(whole)).max()
+    assert kept.answer(small, QUESTIONS, max_new=NEW) == plain_bits.answer(whole, QUESTIONS, max_new=NEW)
+
+
+@pytest.mark.parametrize(("dtype", "int8"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_saved_and_loaded(tmp_path, dtype, int8):
     model = small_model(dtype=dtype)
-    kept = reader(model, KVzip(), repeat=Repeat((3, 4), (5,), chunk=16), runs=2)
+    kept = reader(model, KVzip(), repeat=Repeat((3, 4), (5,), chunk=16), runs=2, int8=int8)
     pruned = kept.prune(kept.read(CONTEXTS[:1]), keep_rate=0.4)
     path = tmp_path / "deep" / "context.npz"
     save_context(path, pruned.context, model, weights="abc")
     found = load_context(path, model, weights="abc")
     jax.tree.map(np.testing.assert_array_equal, found, pruned.context)
-    assert found.runs[0].k.dtype == model.dtype
+    assert found.runs[0].k.dtype == (jnp.int8 if int8 else model.dtype)
     assert kept.answer(found, QUESTIONS, max_new=NEW) == kept.answer(pruned, QUESTIONS, max_new=NEW)
     assert [p.name for p in path.parent.iterdir()] == ["context.npz"]
 
