@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rcp.eviction.compaction import Candidates, compact
+from rcp.nn.cache import Context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer, TransformerConfig
 
@@ -35,6 +38,22 @@ def prompts(side: str = "right") -> tuple[np.ndarray, np.ndarray]:
         where = slice(0, length) if side == "right" else slice(WIDTH - length, WIDTH)
         tokens[i, where], valid[i, where] = rng.integers(1, VOCABULARY, length), True
     return tokens, valid
+
+
+@partial(jax.jit, static_argnames=("capacities", "repack"))
+def compacted(found: Candidates, keep: Any, frequencies: Any, *, capacities: Any, repack: bool = False) -> Context:
+    """`compact`, compiled whole."""
+    return compact(found, keep, capacities, repack=repack, frequencies=frequencies)
+
+
+def reads_behind(model: Transformer) -> Any:
+    """The compiled function from a context and tokens [batch, tokens] to hidden states."""
+
+    @jax.jit
+    def hidden(context, tokens):
+        return read_chunk(model, tokens, tail_of(context, tokens.shape[1]), context=context, slots=0)[0]
+
+    return hidden
 
 
 class Layer(NamedTuple):

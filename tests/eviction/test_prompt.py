@@ -19,8 +19,7 @@ def model():
     return small_model()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("chunk", [1, 7, 24])
+@pytest.mark.parametrize(("side", "chunk"), [("right", 5), ("left", 7), ("right", 24)])
 def test_chunked_reading_is_reading_at_once(model, side, chunk):
     tokens, valid = prompts(side)
     read = jax.jit(lambda t, v: read_prompt(model, t, valid=v, chunk=chunk))(tokens, valid)
@@ -29,9 +28,9 @@ def test_chunked_reading_is_reading_at_once(model, side, chunk):
     assert read.cache.length.tolist() == list(LENGTHS) == read.cache.position.tolist()
     for i, length in enumerate(LENGTHS):
         last = length - 1 if side == "right" else WIDTH - 1
-        np.testing.assert_allclose(read.logits[i], model.logits(h[i, last]), atol=2e-5)
+        np.testing.assert_allclose(read.logits[i], model.logits(h[i, last]), atol=1e-4)
         for found, expected in ((read.cache.k, whole.k), (read.cache.v, whole.v)):
-            np.testing.assert_allclose(found[:, i, :length], expected[:, i, :length], atol=2e-5)
+            np.testing.assert_allclose(found[:, i, :length], expected[:, i, :length], atol=1e-4)
 
 
 def test_chunks_behind_the_longest_prompt_are_not_read(model):
@@ -75,24 +74,29 @@ def sizes(jaxpr):
                 yield from sizes(inner)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_every_policy_keeps_the_budget_and_the_question(model, name):
-    """Per example, with a question read along and entries forced; sums over layers and heads are exact."""
+QUESTION = prompts()[1] & (np.arange(WIDTH)[None] >= np.asarray(LENGTHS)[:, None] - 3)
+
+
+@pytest.fixture(scope="module")
+def everything(model):
+    """Prompts with questions, read once for all policies."""
     tokens, valid = prompts()
-    question = valid & (np.arange(WIDTH)[None] >= np.asarray(LENGTHS)[:, None] - 3)
+    return jax.jit(lambda t, v: read_prompt(model, t, valid=v, question=QUESTION, needs=NEEDS, chunk=8, repeat=REPEAT))(
+        tokens, valid
+    )
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_every_policy_keeps_the_budget_and_the_question(model, everything, name):
+    """Per example, with a question read along and entries forced; sums over layers and heads are exact."""
+    read, question = everything, QUESTION
     forced = np.zeros((2, WIDTH), bool)
     forced[:, 4] = True
-
-    @jax.jit
-    def run(tokens, budget):
-        policy = POLICIES[name]()
-        read = read_prompt(model, tokens, valid=valid, question=question, needs=policy.needs, chunk=8, repeat=REPEAT)
-        keys = jax.random.split(jax.random.key(0), 2)
-        eviction = Eviction(policy, sinks=1, recent=1)
-        return read, choose(model, read, eviction, budget, forced=forced, keys=keys)
-
+    keys = jax.random.split(jax.random.key(0), 2)
+    eviction = Eviction(POLICIES[name](), sinks=1, recent=1)
+    run = jax.jit(lambda read, budget: choose(model, read, eviction, budget, forced=forced, keys=keys))
     for budget in (np.array([5, 9], np.int32), np.array([3, 100], np.int32)):
-        read, kept = run(tokens, budget)
+        kept = run(read, budget)
         keep = np.asarray(kept.keep)
         context = np.asarray(context_entries(read))
         asked = np.minimum(budget, context) if name != "full" else context
@@ -110,21 +114,25 @@ def test_allotments_of_whole_prompts(model):
     policy = SnapKV(window=2)
     read = jax.jit(lambda t, v: read_prompt(model, t, valid=v, needs=policy.needs, chunk=8))(tokens, valid)
     budget = jnp.array([6, 6], jnp.int32)
-    uniform = choose(model, read, Eviction(policy), budget).keep
+
+    def chosen(**options):
+        return jax.jit(lambda read: choose(model, read, Eviction(policy, **options), budget))(read)
+
+    uniform = chosen().keep
     assert (uniform.sum(-1) == 6).all()
-    pyramid = choose(model, read, Eviction(policy, allotment=Allotment(layers="pyramid", beta=3)), budget)
+    pyramid = chosen(allotment=Allotment(layers="pyramid", beta=3))
     assert pyramid.keep.sum(-1).tolist() == [[[10, 10], [2, 2]]] * 2
-    spread = choose(model, read, Eviction(policy, allotment=GLOBAL), budget).keep
+    spread = chosen(allotment=GLOBAL).keep
     assert spread.sum(axis=(1, 2, 3)).tolist() == [6 * uniform.shape[1] * uniform.shape[2]] * 2
     assert np.ptp(spread.sum(-1)[0]) > 0
-    bounded = choose(model, read, Eviction(policy, allotment=GLOBAL, most=7), budget).keep
+    bounded = chosen(allotment=GLOBAL, most=7).keep
     assert bounded.sum(axis=(1, 2, 3)).tolist() == spread.sum(axis=(1, 2, 3)).tolist() and bounded.sum(-1).max() <= 7
 
 
-def test_streaming_llm_keeps_the_ends(model):
-    tokens, valid = prompts()
-    read = jax.jit(lambda t, v: read_prompt(model, t, valid=v, chunk=8))(tokens, valid)
-    keep = choose(model, read, Eviction(SinksWindow(sinks=2)), jnp.array([6, 6], jnp.int32)).keep
+def test_streaming_llm_keeps_the_ends(model, everything):
+    read = everything._replace(question=jnp.zeros_like(everything.question))
+    eviction = Eviction(SinksWindow(sinks=2))
+    keep = jax.jit(lambda read: choose(model, read, eviction, jnp.array([6, 6], jnp.int32)).keep)(read)
     for i, length in enumerate(LENGTHS):
         for row in np.asarray(keep[i]).reshape(-1, keep.shape[-1]):
             assert np.flatnonzero(row).tolist() == [0, 1, *range(length - 4, length)]

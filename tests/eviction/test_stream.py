@@ -7,10 +7,8 @@ import pytest
 
 from rcp.eviction import ADA, H2O, ExpectedAttention, KeyDiff, KVzip, SinksWindow, SnapKV, stream
 from rcp.eviction.prompt import Eviction, read_prompt
-from rcp.nn.cache import tail_of
-from rcp.nn.chunk import read_chunk
 from tests.eviction import naive
-from tests.eviction.small import GROUP, KV_HEADS, LAYERS, layers_of, prompts, small_model
+from tests.eviction.small import GROUP, KV_HEADS, LAYERS, layers_of, prompts, reads_behind, small_model
 
 ROW = np.random.default_rng(7).integers(1, 24, (1, 42)).astype(np.int32)
 CHUNK, SIZE = 6, 9
@@ -42,8 +40,8 @@ def test_a_cache_that_holds_all_is_the_whole_cache():
     for i, length in enumerate((21, 14)):
         (entries,) = state.context.runs
         assert (entries.length[:, i] == length).all()
-        np.testing.assert_allclose(entries.k[:, i, :length], read.cache.k[:, i, :length], atol=2e-5)
-        np.testing.assert_allclose(entries.v[:, i, :length], read.cache.v[:, i, :length], atol=2e-5)
+        np.testing.assert_allclose(entries.k[:, i, :length], read.cache.k[:, i, :length], atol=1e-4)
+        np.testing.assert_allclose(entries.v[:, i, :length], read.cache.v[:, i, :length], atol=1e-4)
     assert compiled == 1
 
 
@@ -58,7 +56,7 @@ def test_sinks_and_window_over_long_input(repack):
     for head in range(KV_HEADS):
         assert length[0, 0, head] == SIZE and position[0, 0, :, head].tolist() == expected
     assert state.context.position.tolist() == [SIZE if repack else 42] and compiled == 1
-    h, _, _ = read_chunk(model, QUESTION, tail_of(state.context, 3), context=state.context, slots=0)
+    h = reads_behind(model)(state.context, QUESTION)
     shorter = jnp.concatenate([jnp.asarray(ROW[:, places]), QUESTION], axis=1)
     positions = jnp.asarray([[*places, 42, 43, 44]], jnp.int32)
     whole = model.hidden(shorter, positions=None if repack else positions)
@@ -93,8 +91,7 @@ def test_h2o_remembers_what_was_received():
 @pytest.mark.parametrize(
     "eviction",
     [
-        Eviction(SnapKV(window=4), repack=True),
-        Eviction(SnapKV(window=8)),
+        Eviction(SnapKV(window=8), repack=True),
         Eviction(ExpectedAttention(ahead=8), sinks=1),
         Eviction(KeyDiff(), recent=3, repack=True),
     ],
@@ -114,9 +111,9 @@ def test_heads_may_share_a_smaller_budget():
     model = small_model()
     eviction = Eviction(KeyDiff(), allotment=ADA)
     state = stream.start(model, eviction, 1, size=SIZE, chunk=CHUNK)
+    step = jax.jit(lambda s, t: stream.step(model, s, t, eviction, budget=jnp.array([6], jnp.int32)))
     for first in range(0, 24, CHUNK):
-        part = jnp.asarray(ROW[:, first : first + CHUNK])
-        _, state = stream.step(model, state, part, eviction, budget=jnp.array([6], jnp.int32))
+        _, state = step(state, ROW[:, first : first + CHUNK])
     _, length = held(state)
     assert length.sum(axis=2).tolist() == [[6 * KV_HEADS]] * LAYERS and length.max() <= SIZE
 
