@@ -60,9 +60,7 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
         meta = json.loads(str(arrays["meta"]))
         count = int(meta["runs"])
         parts = [[arrays[f"{number}/{name}"] for name in PARTS] for number in range(count)]
-        scales = [
-            [arrays[f"{n}/scale_{i}"] for i in range(2)] if f"{n}/scale_0" in arrays else None for n in range(count)
-        ]
+        scales = [[arrays[name] for i in range(2) if (name := f"{n}/scale_{i}") in arrays] for n in range(count)]
         position = arrays["position"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise UserError(f"{path}: not a whole context file ({type(error).__name__}: {error})") from error

@@ -150,7 +150,11 @@ def test_capacities_come_in_steps():
     assert stepped([3, 9, 5, 4, 1, 1], multiple=4, runs=3) == (12, 12, 8, 8, 4, 4)
     assert stepped(np.array([0, 65]), multiple=64, runs=1) == (128, 128)
     with pytest.raises(ValueError, match="3 capacities for 2 layers"):
-        compact(candidates(small_model().new_cache(1, 4)), jnp.ones((1, 2, 2, 4), bool), (1, 2, 3))
+        jax.eval_shape(
+            lambda cache, keep: compact(candidates(cache), keep, (1, 2, 3)),
+            small_model().new_cache(1, 4),
+            jnp.ones((1, 2, 2, 4), bool),
+        )
 
 
 def test_a_context_of_another_depth_is_refused(model):

@@ -28,9 +28,9 @@ def test_chunked_reading_is_reading_at_once(model, side, chunk):
     assert read.cache.length.tolist() == list(LENGTHS) == read.cache.position.tolist()
     for i, length in enumerate(LENGTHS):
         last = length - 1 if side == "right" else WIDTH - 1
-        np.testing.assert_allclose(read.logits[i], model.logits(h[i, last]), atol=1e-4)
+        np.testing.assert_allclose(read.logits[i], model.logits(h[i, last]), atol=5e-4)
         for found, expected in ((read.cache.k, whole.k), (read.cache.v, whole.v)):
-            np.testing.assert_allclose(found[:, i, :length], expected[:, i, :length], atol=1e-4)
+            np.testing.assert_allclose(found[:, i, :length], expected[:, i, :length], atol=5e-4)
 
 
 def test_chunks_behind_the_longest_prompt_are_not_read(model):

@@ -40,8 +40,8 @@ def test_a_cache_that_holds_all_is_the_whole_cache():
     for i, length in enumerate((21, 14)):
         (entries,) = state.context.runs
         assert (entries.length[:, i] == length).all()
-        np.testing.assert_allclose(entries.k[:, i, :length], read.cache.k[:, i, :length], atol=1e-4)
-        np.testing.assert_allclose(entries.v[:, i, :length], read.cache.v[:, i, :length], atol=1e-4)
+        np.testing.assert_allclose(entries.k[:, i, :length], read.cache.k[:, i, :length], atol=5e-4)
+        np.testing.assert_allclose(entries.v[:, i, :length], read.cache.v[:, i, :length], atol=5e-4)
     assert compiled == 1
 
 
@@ -60,7 +60,7 @@ def test_sinks_and_window_over_long_input(repack):
     shorter = jnp.concatenate([jnp.asarray(ROW[:, places]), QUESTION], axis=1)
     positions = jnp.asarray([[*places, 42, 43, 44]], jnp.int32)
     whole = model.hidden(shorter, positions=None if repack else positions)
-    np.testing.assert_allclose(h, whole[:, SIZE:], atol=1e-4)
+    np.testing.assert_allclose(h, whole[:, SIZE:], atol=5e-4)
 
 
 def test_h2o_remembers_what_was_received():
