@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 BASE = {"types", "sampling"}
-LOWER = BASE | {"nn", "objectives", "policies", "data", "pretrained"}
+LOWER = BASE | {"nn", "objectives", "policies", "eviction", "data", "pretrained"}
 CONFIG = {"config", "config_check", "config_fill", "config_file", "config_saved"}
 TRAIN = LOWER | CONFIG
 UPPER = TRAIN | {"train", "infer", "evaluate", "endpoint"}
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"types"},
     "pretrained": BASE | {"nn"},
     "policies": BASE | {"nn"},
+    "eviction": BASE | {"nn"},
     "train": TRAIN | {"endpoint"},
     "infer": TRAIN | {"train"},
     "evaluate": TRAIN | {"train", "infer", "endpoint"},
@@ -56,6 +57,7 @@ NEVER = {
     "data": {"jax", "jaxlib", "flax", "optax"},
     "sampling": {"flax", "ml_collections", "optax"},
     "objectives": {"flax", "ml_collections"},
+    "eviction": {"flax", "ml_collections", "optax"},
     "configs": {"rcp", "jax", "flax"},
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import bench_prune, beside, beside_llmlingua, beside_selective, budget_exact
+from experiments import bench_prune, beside, beside_kvpress, beside_llmlingua, beside_selective, budget_exact
 from experiments.prompts import long_prompts
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.prompt import PrunedPrompt
@@ -83,9 +83,20 @@ def test_agreement_is_measured_on_places():
     assert beside_selective.sentences("Q: one  and\ntwo. Dr. X? A: y") == ["Q: one and two.", "Dr. X?", "A: y"]
 
 
-@pytest.mark.parametrize("script", ["foreign_llmlingua", "foreign_selective"])
+def test_scores_of_cache_entries_are_compared_where_both_sides_have_them():
+    theirs = np.random.default_rng(0).random((2, 1, 80))
+    mine = theirs.copy()
+    mine[..., -64:] += 5  # SnapKV's window, which ranks above all on our side
+    theirs[..., -64:] = theirs.max()
+    found = beside_kvpress.compare("snapkv", mine, theirs, 0.9)
+    assert list(found.values()) == pytest.approx([0, 1, 1])
+    mine[..., 0] -= 1
+    assert beside_kvpress.compare("snapkv", mine, theirs, 0.9)["snapkv: rank correlation"] < 1
+
+
+@pytest.mark.parametrize("script", ["foreign_llmlingua", "foreign_selective", "foreign_kvpress"])
 def test_what_is_missing_on_the_other_side_is_said(script: str, tmp_path: Path):
-    """This Python has neither llmlingua nor selective-context."""
+    """This Python has neither llmlingua nor selective-context nor kvpress."""
     other = beside.Foreign(sys.executable, script, "pip install it")
     with pytest.raises(UserError, match=r"No module named .*; pip install it"):
         other.ask(model=str(tmp_path))

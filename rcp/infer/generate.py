@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.infer.sample import Sampling, next_token, sample_keys
-from rcp.nn.cache import KVCache, repeated
+from rcp.nn.cache import Context, KVCache, repeated
+from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
 
@@ -63,10 +64,11 @@ def decode(
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
     sampling: Sampling | None = None,
+    context: Context | None = None,
 ) -> tuple[Generated, KVCache]:
     """Continues from `prefill`'s result, until every example has ended or has `max_new` tokens.
 
-    Greedily, or by draws as `sampling` says.
+    Greedily, or by draws as `sampling` says. Behind a `context`, `cache` is its tail (`rcp.nn.cache`).
     """
     batch = logits.shape[0]
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
@@ -82,7 +84,10 @@ def decode(
         length = length + ~done
         done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
         # The last token of all needs no reading, but stopping for it would cost a branch a step.
-        h, cache = model.hidden(token[:, None], valid=~done[:, None], cache=cache)
+        if context is None:
+            h, cache = model.hidden(token[:, None], valid=~done[:, None], cache=cache)
+        else:
+            h, cache, _ = read_chunk(model, token[:, None], cache, context=context, valid=~done[:, None])
         return step + 1, model.logits(h[:, 0]), cache, done, out, length
 
     start = (

@@ -31,11 +31,17 @@ MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: 
 
 
 class Past(NamedTuple):
-    """One layer of a KV cache: the first `length[b]` slots are visible to every query of example b."""
+    """One layer of a KV cache: its first slots, `length` of them, are visible to every query of the example.
+
+    `length` is one number an example, or one for each of its key-value heads. `keep` in [0, 1] weighs slots as the
+    keep-mask of `attention` weighs keys; None means 1. With `scales`, k and v are int8 and stand for scale * k.
+    """
 
     k: Float[Array, "batch capacity kv_heads dim"]
     v: Float[Array, "batch capacity kv_heads dim"]
-    length: Int[Array, " batch"]
+    length: Int[Array, "batch *kv_heads"]
+    keep: Float[Array, "batch capacity kv_heads"] | Bool[Array, "batch capacity kv_heads"] | None = None
+    scales: tuple[Float[Array, "batch capacity kv_heads"], Float[Array, "batch capacity kv_heads"]] | None = None
 
 
 def attention(
@@ -46,7 +52,7 @@ def attention(
     valid: Bool[Array, "batch tokens"] | None = None,
     lengths: Int[Array, " batch"] | None = None,
     keep: Float[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None,
-    past: Past | None = None,
+    past: Past | tuple[Past, ...] | None = None,
     block: int | None = None,
 ) -> Float[Array, "batch tokens heads dim"]:
     """Attention of each token to itself, to earlier valid tokens as far as kept, and to all of `past`.
@@ -62,7 +68,7 @@ def attention(
       lengths: in place of `valid`, where padding is at the right end only: tokens that are not padding. What comes out
         at padding is of no use and differs between kernels.
       keep: in [0, 1]; boolean or None where no gradient to it is wanted.
-      past: cached keys and values that come before every token here.
+      past: cached keys and values that come before every token here; in several parts, if need be.
       block: queries a block; None chooses (all at once up to `DENSE_LIMIT`).
     """
     if valid is not None and lengths is not None:
@@ -117,8 +123,11 @@ def _attend_in_blocks(q, k, v, valid, keep, past, block):
 MATRICES = (((2,), (1,)), ((0,), (0,)))
 
 
-def _scores(q: Array, k: Array) -> Array:
-    """[batch, kv_heads, group, queries, keys] of q [batch, queries, kv_heads, group, dim] and k [batch, keys, ...]."""
+def query_key_scores(q: Array, k: Array) -> Array:
+    """q . k / sqrt(dim), float32 [batch, kv_heads, group, queries, keys].
+
+    `q` is [batch, queries, kv_heads, group, dim], `k` is [batch, keys, kv_heads, dim].
+    """
     batch, queries, heads, group, dim = q.shape
     rows = q.transpose(0, 2, 3, 1, 4).reshape(batch * heads, group * queries, dim)
     columns = k.transpose(0, 2, 3, 1).reshape(batch * heads, dim, k.shape[1])
@@ -126,7 +135,7 @@ def _scores(q: Array, k: Array) -> Array:
     return scores.reshape(batch, heads, group, queries, k.shape[1]) * dim**-0.5
 
 
-def _attend_block(q, seen, past: Past | None, start):
+def _attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
     """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given."""
     k, v, valid, keep = seen
     row = start + jnp.arange(q.shape[1])[None, :, None]
@@ -135,7 +144,7 @@ def _attend_block(q, seen, past: Past | None, start):
     allowed = column <= row  # [batch or 1, queries, keys]
     if valid is not None:
         allowed = (allowed & valid[:, None, :]) | own
-    scores = _scores(q, k)
+    scores = query_key_scores(q, k)
     weight = None
     if keep is not None:
         weight = jnp.where(own, 1.0, keep.astype(jnp.float32)[:, None, :]) * allowed
@@ -144,11 +153,12 @@ def _attend_block(q, seen, past: Past | None, start):
     else:
         counted = allowed[:, None, None]
     top = jnp.max(jnp.where(counted, scores, -jnp.inf), axis=-1, keepdims=True)
-    past_scores = None
-    if past is not None:
-        there = jnp.arange(past.k.shape[1])[None, :] < past.length[:, None]
-        past_scores = jnp.where(there[:, None, None, None, :], _scores(q, past.k), -jnp.inf)
-        top = jnp.maximum(top, jnp.max(past_scores, axis=-1, keepdims=True))
+    earlier = []
+    for part in (past,) if isinstance(past, Past) else past or ():
+        part_scores, part_keep = _past_scores(q, part)
+        part_counted = part_scores if part_keep is None else jnp.where(part_keep > 0, part_scores, -jnp.inf)
+        top = jnp.maximum(top, jnp.max(part_counted, axis=-1, keepdims=True))
+        earlier.append((part_scores, part_keep, part))
     top = lax.stop_gradient(top)  # the result does not depend on it
 
     if weight is None:
@@ -157,15 +167,41 @@ def _attend_block(q, seen, past: Past | None, start):
         mass = weight * jnp.exp(jnp.minimum(scores - top, MAX_EXPONENT))
     total = mass.sum(-1)
     out = _weighted_values(mass, v)
-    if past is not None and past_scores is not None:
-        past_mass = jnp.exp(past_scores - top)
-        total = total + past_mass.sum(-1)
-        out = out + _weighted_values(past_mass, past.v)
+    for part_scores, part_keep, part in earlier:
+        if part_keep is None:
+            part_mass = jnp.exp(part_scores - top)
+        else:
+            part_mass = part_keep * jnp.exp(jnp.minimum(part_scores - top, MAX_EXPONENT))
+        total = total + part_mass.sum(-1)
+        if part.scales is None:
+            out = out + _weighted_values(part_mass, part.v)
+        else:
+            out = out + _weighted_values(part_mass * _by_head(part.scales[1]), part.v.astype(v.dtype))
     return out / jnp.moveaxis(total, 3, 1)[..., None]
 
 
+def _past_scores(q: Array, past: Past) -> tuple[Array, Array | None]:
+    """Scores of the slots in use, -inf at others [batch, kv_heads, group, queries, slots], and their keep values."""
+    slots = jnp.arange(past.k.shape[1])
+    if past.length.ndim == 1:
+        there = (slots[None, :] < past.length[:, None])[:, None, None, None, :]
+    else:
+        there = (slots[None, None, :] < past.length[:, :, None])[:, :, None, None, :]
+    if past.scales is None:
+        scores = query_key_scores(q, past.k)
+    else:
+        scores = query_key_scores(q, past.k.astype(q.dtype)) * _by_head(past.scales[0])
+    scores = jnp.where(there, scores, -jnp.inf)
+    return scores, None if past.keep is None else _by_head(past.keep)
+
+
+def _by_head(x: Array) -> Array:
+    """[batch, slots, kv_heads] beside scores: float32 [batch, kv_heads, 1, 1, slots]."""
+    return jnp.moveaxis(x.astype(jnp.float32), 2, 1)[:, :, None, None, :]
+
+
 def _weighted_values(mass: Array, v: Array) -> Array:
-    """[batch, queries, kv_heads, group, dim] of mass as `_scores` gives it and v [batch, keys, kv_heads, dim]."""
+    """[batch, queries, kv_heads, group, d] of mass shaped as `query_key_scores` and v [batch, keys, kv_heads, d]."""
     batch, heads, group, queries, keys = mass.shape
     rows = mass.astype(v.dtype).reshape(batch * heads, group * queries, keys)
     columns = v.transpose(0, 2, 1, 3).reshape(batch * heads, keys, v.shape[3])

@@ -1,8 +1,13 @@
-"""The key-value cache: a static capacity, a length per example, slots filled from the left without gaps."""
+"""The key-value cache: a static capacity, a length per example, slots filled from the left without gaps.
+
+A `Context` is what is left of a cache after eviction: each layer and key-value head has kept entries of its own. It is
+only read; tokens that come later (a question, an answer) go into an ordinary cache behind it, its *tail*. So one
+context serves many tails, and going back to an earlier state of a tail is setting its length.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,41 @@ class KVCache(NamedTuple):
     @property
     def capacity(self) -> int:
         return self.k.shape[2]
+
+
+class Entries(NamedTuple):
+    """Keys (rotated) and values of some consecutive layers; those of a head are its first `length` slots, in order.
+
+    Attributes:
+      position: the rotary position that a key was rotated to. Of no meaning at slots not in use.
+      keep: in [0, 1], weighs entries in attention as a keep-mask does; None means 1.
+      scales: of k and of v, float32; where they are given k and v are int8 and stand for scale * k (`quantised`).
+    """
+
+    k: Float[Array, "layers batch capacity kv_heads dim"]
+    v: Float[Array, "layers batch capacity kv_heads dim"]
+    position: Int[Array, "layers batch capacity kv_heads"]
+    length: Int[Array, "layers batch kv_heads"]
+    keep: Float[Array, "layers batch capacity kv_heads"] | Bool[Array, "layers batch capacity kv_heads"] | None = None
+    scales: tuple[Float[Array, "layers batch capacity kv_heads"], ...] | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[2]
+
+
+class Context(NamedTuple):
+    """The entries of all layers, in runs of consecutive layers that have the same capacity.
+
+    `position` is the rotary position of the token that comes next.
+    """
+
+    runs: tuple[Entries, ...]
+    position: Int[Array, " batch"]
+
+    @property
+    def layers(self) -> int:
+        return sum(run.k.shape[0] for run in self.runs)
 
 
 def empty(
@@ -62,7 +102,42 @@ def append(
     return KVCache(batched(cache.k, k, cache.length), batched(cache.v, v, cache.length), cache.length + count, position)
 
 
+def as_context(cache: KVCache) -> Context:
+    """A whole cache as a context, nothing copied. Its tokens have positions 0, 1, 2, ..., as they have by default."""
+    layers, batch, capacity, heads, _ = cache.k.shape
+    position = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32)[None, None, :, None], cache.k.shape[:4])
+    length = jnp.broadcast_to(cache.length[None, :, None], (layers, batch, heads))
+    return Context((Entries(cache.k, cache.v, position, length),), cache.position)
+
+
+def tail_of(context: Context, capacity: int, dtype: Any = None) -> KVCache:
+    """An empty cache for the tokens behind a context. `dtype`: None means that of its keys."""
+    k = context.runs[0].k
+    tail = empty(context.layers, k.shape[1], capacity, k.shape[3], k.shape[4], k.dtype if dtype is None else dtype)
+    return tail._replace(position=context.position)
+
+
+def quantised(context: Context) -> Context:
+    """Keys and values as int8 with a scale for each entry and head: its largest number is 127."""
+
+    def rounded(x: Array) -> tuple[Array, Array]:
+        scale = jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1), 1e-8) / 127
+        return jnp.round(x.astype(jnp.float32) / scale[..., None]).astype(jnp.int8), scale
+
+    runs = []
+    for run in context.runs:
+        (k, k_scale), (v, v_scale) = rounded(run.k), rounded(run.v)
+        runs.append(run._replace(k=k, v=v, scales=(k_scale, v_scale)))
+    return Context(tuple(runs), context.position)
+
+
 def repeated(cache: KVCache, times: int) -> KVCache:
     """Each example's row `times` times, one after the other."""
     k, v = (jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v))
     return KVCache(k, v, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))
+
+
+def repeated_context(context: Context, times: int) -> Context:
+    """Each example's entries `times` times, one after the other."""
+    runs = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.runs)
+    return Context(runs, jnp.repeat(context.position, times))

@@ -209,13 +209,9 @@ def _over_draws(measure: Callable, scores: Scores, batch: Batch, pruned: Pruned,
 def budget_of_rate(batch: Batch, rate: Float[Array, "*batch"] | float) -> Int[Array, " batch"]:
     """max(1, floor(rate * context tokens)), int32 [batch]; `rate` in (0, 1], a scalar or one an example, may be traced.
 
-    An empty context gets 0. The factor and the 1e-4 keep a product that is whole in exact arithmetic (0.29 * 100,
-    0.13 * 25,700) from falling below it in float32.
+    An empty context gets 0.
     """
-    total = layout.context_tokens(batch)
-    product = jnp.asarray(rate, jnp.float32) * total.astype(jnp.float32)
-    budget = jnp.floor(product * (1 + 2**-22) + 1e-4).astype(jnp.int32)
-    return jnp.clip(budget, jnp.minimum(1, total), total)
+    return sampling.count_of_rate(layout.context_tokens(batch), rate)
 
 
 def compact(batch: Batch, keep: Bool[Array, "batch tokens"], length: int) -> Batch:

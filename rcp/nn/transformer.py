@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,23 @@ class Layers(nnx.Module):
     def tree(self) -> dict[str, Any]:
         """All of them by name; a matrix may be a `rcp.nn.layers.LowRank`."""
         return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+
+
+class Projected(NamedTuple):
+    """What the attention of a layer is given.
+
+    Attributes:
+      x: the layer's normalised input.
+      q_plain, k_plain: before the rotary embedding, float32.
+      q, k, v: queries and keys rotated, and values, in the compute dtype.
+    """
+
+    x: Float[Array, "batch tokens model_dim"]
+    q_plain: Float[Array, "batch tokens heads dim"]
+    k_plain: Float[Array, "batch tokens kv_heads dim"]
+    q: Float[Array, "batch tokens heads dim"]
+    k: Float[Array, "batch tokens kv_heads dim"]
+    v: Float[Array, "batch tokens kv_heads dim"]
 
 
 class Transformer(nnx.Module):
@@ -117,8 +134,8 @@ class Transformer(nnx.Module):
         padding = {"valid": valid} if lengths is None else {"lengths": lengths}
         first = None if cache is None else cache.position
         if positions is None:
-            positions = _count(h.shape[:2], valid, first)
-        rope = rope_tables(positions, self._frequencies())
+            positions = count_positions(h.shape[:2], valid, first)
+        rope = rope_tables(positions, self.frequencies())
         last = self.config.n_layers if stop is None else stop
         if cache is not None and (start, last) != (0, self.config.n_layers):
             raise ValueError("a cache belongs to all layers: start and stop cannot be used with it")
@@ -158,13 +175,20 @@ class Transformer(nnx.Module):
         h = self.hidden(tokens, **options)
         return (self.logits(h[0]), h[1]) if isinstance(h, tuple) else self.logits(h)
 
-    def _frequencies(self) -> Array:
+    def frequencies(self) -> Float[Array, " half"]:
+        """Of the rotary embedding."""
         c = self.config
         return rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
 
     def _layer(self, w: Mapping[str, Any], h: Array, rope, padding: Mapping[str, Any], keep, past):
+        w = readable(w)
+        p = self.project(w, h, rope)
+        mixed = attention(p.q, p.k, p.v, **padding, keep=keep, past=past)
+        return self.finish(w, h, mixed), p.k, p.v
+
+    def project(self, w: Mapping[str, Any], h: Float[Array, "batch tokens model_dim"], rope: Any) -> Projected:
+        """The first half of a layer, with its parameters as `readable` gives them."""
         c, dtype = self.config, self.dtype
-        w = {name: value if name in MATRICES else from_slice(value) for name, value in w.items()}
         x = rms_norm(h, w["attention_norm"], c.norm_eps)
 
         def project(name: str, heads: int) -> Array:
@@ -176,11 +200,24 @@ class Transformer(nnx.Module):
         q, k, v = project("q", c.n_heads), project("k", c.n_kv_heads), project("v", c.n_kv_heads)
         if c.qk_norm:
             q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
-        q, k, v = (x.astype(dtype) for x in (rotate(q, *rope), rotate(k, *rope), v))
-        mixed = attention(q, k, v, **padding, keep=keep, past=past)
+        return Projected(x, q, k, *(x.astype(dtype) for x in (rotate(q, *rope), rotate(k, *rope), v)))
+
+    def finish(
+        self,
+        w: Mapping[str, Any],
+        h: Float[Array, "batch tokens model_dim"],
+        mixed: Float[Array, "batch tokens heads dim"],
+    ) -> Float[Array, "batch tokens model_dim"]:
+        """The second half of a layer, given what its attention mixed."""
+        c, dtype = self.config, self.dtype
         h = h + linear(mixed.reshape(*mixed.shape[:2], -1), w["o"], dtype)
         x = rms_norm(h, w["mlp_norm"], c.norm_eps)
-        return h + swiglu(x, w["gate"], w["up"], w["down"], dtype), k, v
+        return h + swiglu(x, w["gate"], w["up"], w["down"], dtype)
+
+
+def readable(w: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's parameters out of a scan over `sliceable` ones: norms and biases as arrays, matrices for `linear`."""
+    return {name: value if name in MATRICES else from_slice(value) for name, value in w.items()}
 
 
 def _check_shapes(params: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
@@ -189,7 +226,7 @@ def _check_shapes(params: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
         raise ValueError(f"parameters of shapes {found}; the configuration asks for {expected}")
 
 
-def _count(shape, valid, first) -> Int[Array, "batch tokens"]:
+def count_positions(shape, valid, first) -> Int[Array, "batch tokens"]:
     """0, 1, 2, ... over the valid tokens of each row, starting at `first`."""
     if valid is None:
         count = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)

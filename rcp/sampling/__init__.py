@@ -20,6 +20,7 @@ from rcp.sampling.conditional import (
     conditional_bernoulli_log_prob,
     marginals,
 )
+from rcp.sampling.counts import count_of_rate
 from rcp.sampling.estimators import ESTIMATORS, Estimate, estimate
 from rcp.sampling.gumbel import entropy, gumbel_top_k, log_prob, top_k
 from rcp.sampling.order import gumbel_noise
@@ -37,6 +38,7 @@ __all__ = [
     "conditional_bernoulli",
     "conditional_bernoulli_entropy",
     "conditional_bernoulli_log_prob",
+    "count_of_rate",
     "entropy",
     "estimate",
     "gumbel_noise",

@@ -96,6 +96,41 @@ def test_past_is_seen_by_all_up_to_its_length(qkv):
     np.testing.assert_allclose(attention(q[:, cut:], k[:, cut:], v[:, cut:], past=past), whole[:, cut:], atol=1e-6)
 
 
+def test_past_in_parts_with_lengths_of_each_head(qkv):
+    """Against the formula: one part with a length and keep values a head, one with a length an example."""
+    q, k, v = qkv
+    cut, rng = 7, np.random.default_rng(0)
+    by_head, keep = jnp.array([[4, 2], [0, 4]]), rng.random((B, 4, KV)) * (rng.random((B, 4, KV)) < 0.7)
+    by_example = jnp.array([3, 1])
+    past = (
+        Past(k[:, :4], v[:, :4], by_head, jnp.asarray(keep, jnp.float32)),
+        Past(k[:, 4:cut], v[:, 4:cut], by_example),
+    )
+    out = attention(q[:, cut:], k[:, cut:], v[:, cut:], past=past)
+    weight = np.tril(np.ones((T, T)))[None, None].repeat(B, 0).repeat(KV, 1)  # [B, KV, queries, keys]
+    there = np.arange(4)[None, None] < np.asarray(by_head)[:, :, None]
+    weight[..., :4] *= (there * np.swapaxes(keep, 1, 2))[:, :, None]
+    weight[..., 4:cut] *= (np.arange(3)[None] < np.asarray(by_example)[:, None])[:, None, None]
+    for head in range(H):
+        one = [np.asarray(x)[:, :, i : i + 1] for x, i in ((q, head), (k, head // 2), (v, head // 2))]
+        expected = dense(*one, weight[:, head // 2])[:, cut:, 0]
+        np.testing.assert_allclose(out[:, :, head], expected, atol=2e-6)
+
+
+def test_dropped_entries_of_the_past_tell_what_they_would_bring(qkv):
+    """The gradient to their keep value is finite and not 0; that to their key and value is exactly 0."""
+    q, k, v = qkv
+
+    def loss(k, v, keep):
+        past = Past(k[:, :4], v[:, :4], jnp.full((B,), 4), keep)
+        return jnp.square(attention(q[:, 4:], k[:, 4:], v[:, 4:], past=past)).sum()
+
+    keep = jnp.ones((B, 4, KV)).at[:, 1].set(0.0)
+    to_k, to_v, to_keep = jax.grad(loss, argnums=(0, 1, 2))(k, v, keep)
+    assert not np.any(to_k[:, 1]) and not np.any(to_v[:, 1])
+    assert jnp.isfinite(to_keep).all() and (to_keep[:, 1] != 0).all()
+
+
 def test_long_inputs_are_blocked():
     """Past 1,024 tokens no array of tokens x tokens is made, forward or backward, and the result is the dense one's."""
     tokens, keys = 1500, jax.random.split(jax.random.key(0), 3)

@@ -1,0 +1,101 @@
+"""A cache of fixed size over input of any length: chunk by chunk, read behind what is kept, then evict.
+
+One step is a pure function of fixed shapes, for a `lax.scan` over chunks or a loop without end. Per head the cache
+holds `size` entries, and those of a chunk more while it is read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rcp.eviction import statistics
+from rcp.eviction.allotment import layer_budgets
+from rcp.eviction.base import Statistics
+from rcp.eviction.compaction import candidates, compact, order_of
+from rcp.eviction.prompt import Eviction, scores
+from rcp.eviction.select import guarantees, select
+from rcp.nn.cache import Context, Entries, tail_of
+from rcp.nn.chunk import read_chunk
+from rcp.nn.transformer import Transformer
+
+
+class Stream(NamedTuple):
+    """What is carried from chunk to chunk: the entries kept, and what was gathered of them and of the queries."""
+
+    context: Context
+    statistics: Statistics
+
+
+def start(model: Transformer, eviction: Eviction, batch: int, *, size: int, chunk: int) -> Stream:
+    """Nothing read yet."""
+    c = model.config
+    cache = model.new_cache(batch, size)
+    zero = jnp.zeros(cache.k.shape[:4], jnp.int32)
+    entries = Entries(cache.k, cache.v, zero, jnp.zeros((c.n_layers, batch, c.n_kv_heads), jnp.int32))
+    needs = eviction.policy.needs
+    if needs.reconstruction or needs.hidden:
+        raise ValueError(
+            f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, or wants the hidden states of "
+            "tokens whose entries only some heads still hold (score those in `observe`)"
+        )
+    return Stream(Context((entries,), cache.position), statistics.start(needs, model, batch, size + chunk))
+
+
+def step(
+    model: Transformer,
+    stream: Stream,
+    tokens: Int[Array, "batch chunk"],
+    eviction: Eviction,
+    *,
+    valid: Bool[Array, "batch chunk"] | None = None,
+    budget: Int[Array, " batch"] | None = None,
+    keys: Key[Array, " batch"] | None = None,
+) -> tuple[Float[Array, "batch chunk dim"], Stream]:
+    """Reads a chunk behind what is kept; returns its hidden states and what is kept then.
+
+    Args:
+      budget: entries that a head keeps, mean over layers and heads; at most the size, which is the default. Where heads
+        or layers share it unevenly it must be smaller: no head ever keeps more than the size.
+      keys: one an example, where the policy draws.
+    """
+    size = stream.context.runs[0].capacity
+    tail = tail_of(stream.context, tokens.shape[1])
+    needs = eviction.policy.needs
+    h, tail, gathered = read_chunk(
+        model,
+        tokens,
+        tail,
+        context=stream.context,
+        valid=valid,
+        slots=0,
+        observe=statistics.observer(needs),
+        observed=stream.statistics,
+    )
+    found = candidates(tail, stream.context)
+    there = jnp.moveaxis(found.valid, (0, 3), (1, 2))  # [batch, layers, kv_heads, entries]
+    limit = jnp.full((len(tokens),), size, jnp.int32)
+    share = eviction.shared
+    budgets = layer_budgets(share, limit if budget is None else budget, limit, there.shape[1])
+    by_policy = scores(model, found, gathered, eviction.policy, budget=budgets, keys=keys)
+    must = guarantees(there, sinks=eviction.sinks, recent=eviction.recent)
+    keep = select(by_policy, budgets, valid=there, forced=must, allotment=share, most=size).mask
+    context = compact(found, keep, size, repack=eviction.repack, frequencies=model.frequencies())
+    return h, Stream(context, _carried(gathered, keep, size, eviction.repack))
+
+
+def _carried(
+    gathered: Statistics, keep: Bool[Array, "batch layers kv_heads entries"], size: int, repack: bool
+) -> Statistics:
+    """What was gathered, moved with the entries kept. Repacked, queries of earlier chunks have no place any more."""
+    if gathered.received is not None:
+        there = jnp.arange(size)[None, None, None] < keep.sum(axis=-1).swapaxes(0, 1)[..., None]
+        moved = jnp.take_along_axis(gathered.received, order_of(keep)[..., :size], axis=-1)
+        room = gathered.received.shape[-1] - size
+        moved = jnp.pad(jnp.where(there, moved, 0.0), ((0, 0), (0, 0), (0, 0), (0, room)))
+        gathered = gathered._replace(received=moved)
+    if repack and gathered.query_position is not None:
+        gathered = gathered._replace(query_position=jnp.full_like(gathered.query_position, -1))
+    return gathered
