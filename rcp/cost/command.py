@@ -117,4 +117,4 @@ def _devices(arguments: argparse.Namespace, config: Config) -> list[Device]:
         return named or list(DEVICES.values())
     if any(value is None for value in own):
         raise UserError("a device of your own needs all of --memory-gb, --bandwidth-gbs and --tflops")
-    return [*named, own_device(*own, config.model.dtype)]
+    return [*named, own_device(own[0], own[1], own[2], config.model.dtype)]

@@ -42,8 +42,8 @@ def candidates(cache: KVCache, context: Context | None = None) -> Candidates:
     if any(run.scales is not None for run in context.runs):
         raise ValueError("entries in int8 are for reading: evict before a context is quantised")
     before = _in_one(context.runs)
-    both = (jnp.concatenate(pair, axis=2) for pair in zip(before, tail[:4], strict=True))
-    return Candidates(*both, cache.position)
+    k, v, position, valid = (jnp.concatenate(pair, axis=2) for pair in zip(before, tail[:4], strict=True))
+    return Candidates(k, v, position, valid, cache.position)
 
 
 def _in_one(runs: Sequence[Entries]) -> tuple[Array, Array, Array, Array]:

@@ -162,7 +162,8 @@ class ContextModel:
         capacities = stepped(np.asarray(capacity), self._multiple, self._runs)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
         context = _prune(self._graph, self._params, read, kept, **options)
-        return PrunedContext(context, *(np.asarray(x) for x in counts), read.logits)
+        asked, left, entries = (np.asarray(x) for x in counts)
+        return PrunedContext(context, asked, left, entries, read.logits)
 
     def answer(
         self, pruned: PrunedContext | Context, questions: Sequence[Sequence[int]], *, max_new: int = 64, drawn=None

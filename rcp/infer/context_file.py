@@ -41,7 +41,7 @@ def save_context(path: str | Path, context: Context, model: Transformer, *, weig
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     partial.replace(path)
 
 
@@ -60,7 +60,7 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
         meta = json.loads(str(arrays["meta"]))
         count = int(meta["runs"])
         parts = [[arrays[f"{number}/{name}"] for name in PARTS] for number in range(count)]
-        scales = [[arrays[name] for i in range(2) if (name := f"{n}/scale_{i}") in arrays] for n in range(count)]
+        scales = [[arrays.get(f"{number}/scale_{i}") for i in range(2)] for number in range(count)]
         position = arrays["position"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise UserError(f"{path}: not a whole context file ({type(error).__name__}: {error})") from error
@@ -69,11 +69,13 @@ def load_context(path: str | Path, model: Transformer, *, weights: str = "") -> 
         found = "; ".join(f"{key} {meta.get(key)!r} there, {expected[key]!r} here" for key in differ)
         raise UserError(f"{path}: a context of another model: {found}")
     runs = []
-    for (k, v, at, length), scale in zip(parts, scales):
+    for (k, v, at, length), (k_scale, v_scale) in zip(parts, scales):
         if k.dtype == np.uint16:
             k, v = (x.view(jnp.dtype(jnp.bfloat16)) for x in (k, v))
-        entries = Entries(*(jnp.asarray(x) for x in (k, v, at, length)))
-        runs.append(entries._replace(scales=tuple(jnp.asarray(x) for x in scale) or None))
+        entries = Entries(jnp.asarray(k), jnp.asarray(v), jnp.asarray(at), jnp.asarray(length))
+        if k_scale is not None and v_scale is not None:
+            entries = entries._replace(scales=(jnp.asarray(k_scale), jnp.asarray(v_scale)))
+        runs.append(entries)
     return Context(tuple(runs), jnp.asarray(position))
 
 

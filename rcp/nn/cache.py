@@ -46,7 +46,9 @@ class Entries(NamedTuple):
     position: Int[Array, "layers batch capacity kv_heads"]
     length: Int[Array, "layers batch kv_heads"]
     keep: Float[Array, "layers batch capacity kv_heads"] | Bool[Array, "layers batch capacity kv_heads"] | None = None
-    scales: tuple[Float[Array, "layers batch capacity kv_heads"], ...] | None = None
+    scales: (
+        tuple[Float[Array, "layers batch capacity kv_heads"], Float[Array, "layers batch capacity kv_heads"]] | None
+    ) = None
 
     @property
     def capacity(self) -> int:
