@@ -68,7 +68,7 @@ def test_masks_leave_what_is_needed() -> None:
 
 
 def test_the_survey_goes_on_where_it_was_stopped(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ruler_reader, "SHORT", (256,))
     book = tmp_path / "book.txt"

@@ -80,13 +80,22 @@ def test_temporaries_of_training():
     assert 0 <= found[0] - expected[0] <= layer
 
 
-@pytest.mark.parametrize(("tokens", "rest"), [(300, 0.1), (96, 0.5)])
-def test_temporaries_of_reading(tokens, rest):
-    """A further layer adds its keys and values. The rest is known within a tenth in blocks, else within a half."""
-    expected, found = [], []
-    for layers in (4, 20):
-        shape = replace(GROUPED, n_layers=layers)
-        expected.append(reading_bytes(shape, tokens, tokens + 10, batch=2))
-        found.append(temporaries(prefill_program(shape, 2, tokens, tokens + 10)))
-    assert expected[1] - expected[0] == pytest.approx(found[1] - found[0], rel=WITHIN)
-    assert expected[0] == pytest.approx(found[0], rel=rest)
+def temporaries_of_reading(layers: int, tokens: int) -> tuple[float, int]:
+    """By the formula, and XLA's."""
+    shape = replace(GROUPED, n_layers=layers)
+    program = prefill_program(shape, 2, tokens, tokens + 10)
+    return reading_bytes(shape, tokens, tokens + 10, batch=2), temporaries(program)
+
+
+def test_temporaries_of_reading_in_blocks():
+    """A further layer adds its keys and values. The rest is known within a tenth."""
+    (few, few_found), (many, many_found) = (temporaries_of_reading(layers, 300) for layers in (4, 20))
+    assert many - few == pytest.approx(many_found - few_found, rel=WITHIN)
+    assert few == pytest.approx(few_found, rel=0.1)
+
+
+@pytest.mark.parametrize("layers", [4, 28])
+def test_temporaries_of_reading_at_once(layers):
+    """Within a half: XLA lays arrays of one layer into each other, and what a further layer adds is not constant."""
+    expected, found = temporaries_of_reading(layers, 96)
+    assert expected == pytest.approx(found, rel=0.5)
