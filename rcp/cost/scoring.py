@@ -47,11 +47,14 @@ def features(
     batch: int = 1,
     stored: Stored = SINGLE,
 ) -> Work:
-    """What the scorer reads of the model. "cot_influx" reads each segment by itself, the weights once for each."""
+    """What the scorer reads of the model. "cot_influx", and "pooled" with `apart`, read each segment by itself, the
+    weights once for each, none known from a prompt before (`rcp.infer.sight`).
+    """
     if scorer.kind == "standalone":
         return NOTHING
-    if scorer.kind == "cot_influx":
-        length = min(-(-tokens // segments), scorer.positions)
+    if scorer.kind == "cot_influx" or scorer.apart:
+        length = -(-tokens // segments)
+        length = length if scorer.apart else min(length, scorer.positions)
         return forward(shape, length, batch=batch, layers=scorer.layer, stored=stored) * segments
     work = forward(shape, tokens, batch=batch, layers=scorer.layer, stored=stored)
     if scorer.kind == "pooled":  # a segment's mean is a product with the matrix of memberships

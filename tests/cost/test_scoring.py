@@ -83,6 +83,7 @@ def test_reading_each_segment_by_itself_reads_the_weights_once_for_each():
     assert (
         features(SHAPE, replace(s, positions=50), 300, 3, batch=BATCH) == forward(SHAPE, 50, batch=BATCH, layers=1) * 3
     )
+    assert features(SHAPE, section("pooled", apart=True), 300, 3, batch=BATCH) == each * 3
 
 
 def test_a_scorer_of_its_own_reads_nothing_of_the_model():
