@@ -15,14 +15,15 @@ LABELS = {"nll": "answer NLL, nats a token", "em": "exact match"}
 
 
 def write_figure(path: Path, table: Table, parts: Sequence[Part], lines: Sequence[Sequence[Line]]) -> None:
-    """Writes the PNG. One column a metric; one row a setting, or a single one where settings are the x axis."""
+    """Writes the PNG. One column a metric; one row a measured setting, or one alone where settings are the x axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys(metric for part in parts for metric in metrics_of(part.setting)))
     together = table.x == "setting"
     measured = list(zip(parts, lines, strict=True))
-    panels = [measured] if together else [[pair] for pair in measured]
+    known = [pair for pair in measured if any(line.value is not None for line in pair[1])]
+    panels = [measured] if together else [[pair] for pair in known or measured]
     fig = Figure(figsize=(6.2 * len(metrics) + 1.8, 3.8 * len(panels) + 0.4), layout="constrained")
     axes = fig.subplots(len(panels), len(metrics), squeeze=False)
     for row, pairs in enumerate(panels):

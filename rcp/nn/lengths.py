@@ -13,7 +13,7 @@ from rcp.nn.layout import prompt_lengths
 from rcp.types import Batch
 
 PARTS = (0.55, 0.7, 0.85, 1.0)
-"""The shares of a static length that `of_own_length` chooses from."""
+"""The shares of a static length that `of_own_length` chooses from, where it is not told others."""
 
 
 def of_lengths(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) -> Callable[..., Any]:
@@ -44,21 +44,25 @@ def doubled(longest: int) -> list[int]:
     return [64 << n for n in range(longest.bit_length()) if 64 << n < longest] + [longest]
 
 
+def in_parts(whole: int) -> list[int]:
+    """`PARTS` of a length, rounded up to multiples of 8."""
+    return sorted({-(-int(whole * part) // 8) * 8 if part < 1 else whole for part in PARTS})
+
+
 def of_own_length(
-    function: Callable[[Any, Batch], Any], choice: Callable[[int], list[int]] | None = None
+    function: Callable[[Any, Batch], Any], choice: Callable[[int], list[int]] = in_parts
 ) -> Callable[[Any, Batch], Any]:
     """`function(params, batch)` on the shortest of several static lengths that holds all its prompts.
 
     A static length must hold the longest prompt of a whole data set; most batches need less of it.
 
     Args:
-      choice: from the batch's own static length to those to choose from, in order; None for `PARTS` of it.
+      choice: from the batch's own static length to those to choose from, in order.
     """
 
     def chosen(params: Any, batch: Batch) -> Any:
         whole = batch.role.shape[1]
-        parts = sorted({-(-int(whole * part) // 8) * 8 if part < 1 else whole for part in PARTS})
-        lengths = parts if choice is None else choice(whole)
+        lengths = choice(whole)
         needed = jnp.max(prompt_lengths(batch))
         number = jnp.sum(needed > jnp.asarray(lengths[:-1], jnp.int32), dtype=jnp.int32)
         return of_lengths(function, lengths)(params, batch, number)

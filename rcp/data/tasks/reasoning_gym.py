@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from rcp.data.tasks.base import SPLITS, LazyExamples, Split, check_split, example_rng
 from rcp.types import Example, Tokenizer, UserError
@@ -42,6 +42,8 @@ class ReasoningGym:
     train_size: int = 10_000
     eval_size: int = 500
 
+    answer_end: ClassVar[str] = "\n\n"
+
     def __post_init__(self) -> None:
         if not self.families:
             raise UserError("config.task.families is empty: expected at least one reasoning-gym family")
@@ -54,11 +56,6 @@ class ReasoningGym:
             raise UserError(
                 "config.task.distractor_families is empty: config.task.distractors shots have to come from somewhere"
             )
-
-    @property
-    def answer_end(self) -> str:
-        """What follows an answer."""
-        return "\n\n"
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -98,14 +95,14 @@ class ReasoningGym:
             else:
                 raise UserError(f"config.task.families: {source} has too few different problems for {self.shots} shots")
             used.add(worked["question"])
-            shots.append(f"Q: {worked['question'].strip()}\nA: {worked['answer']}\n\n")
+            shots.append(f"Q: {worked['question'].strip()}\nA: {worked['answer']}{self.answer_end}")
         order = [int(i) for i in rng.permutation(len(shots))]
         own = tuple(place for place, i in enumerate(order) if i < self.shots - self.distractors)
         return Example(
             instruction="",
             context=tuple(shots[i] for i in order),
             question=self.ask(item["question"])[1],
-            answer=f" {item['answer']}\n\n",  # as in the shots: a blank line is another token than a line's end
+            answer=f" {item['answer']}{self.answer_end}",  # a blank line is another token than a line's end
             support=own if self.distractors else None,
             group=family,
             uid=f"reasoning_gym/{family}/{split}/{index}",

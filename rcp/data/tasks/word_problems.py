@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from rcp.types import Example, Tokenizer, UserError
 
 THINK = "Let's think step by step."
 POOLS = ("gsm8k", "mrd3", "gsm8k+mrd3", "handwritten")
+END = "\n\n"
+"""What follows a worked solution, in shots and in gold answers."""
 EVALUATION = ("svamp", "addsub", "multiarith", "singleeq")
 """Data sets without a training file."""
 
@@ -36,7 +38,7 @@ def shot(problem: Problem) -> str:
 
 def gold(problem: Problem) -> str:
     """The worked solution, to its end as shots have it: a blank line is another token than a line's end."""
-    return f" {problem.solution}\n\n"
+    return f" {problem.solution}{END}"
 
 
 __all__ = [
@@ -96,6 +98,8 @@ class WordProblems:
     source: Literal["files", "tfds"] = "files"
     seed: int = 0
 
+    answer_end: ClassVar[str] = END
+
     def __post_init__(self) -> None:
         if self.dataset not in sources.SOURCES:
             raise UserError(f"config.task.dataset = {self.dataset!r}: expected one of {', '.join(sources.SOURCES)}")
@@ -114,11 +118,6 @@ class WordProblems:
             if getattr(self, key) not in allowed:
                 expected = " or ".join(name or '""' for name in allowed)
                 raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {expected}")
-
-    @property
-    def answer_end(self) -> str:
-        """What follows a worked solution."""
-        return "\n\n"
 
     @property
     def groups(self) -> tuple[str, ...]:
