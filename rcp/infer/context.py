@@ -7,7 +7,7 @@ Query-aware: the question is read with the context, so that policies see it, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from rcp.infer.generate import Generated, decode
 from rcp.infer.sample import Sampling
 from rcp.nn.cache import Context, quantised, repeated_context, tail_of
 from rcp.nn.chunk import read_chunk
+from rcp.nn.step import Weights, unstacked
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
 
@@ -56,8 +57,12 @@ def answer(
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
     drawn: Sampling | None = None,
+    weights: Weights | None = None,
 ) -> Generated:
-    """Continuations of `tokens` read behind a context. A context of one example serves every row. For use in `jit`."""
+    """Continuations of `tokens` read behind a context. A context of one example serves every row. For use in `jit`.
+
+    `weights`: as in `rcp.infer.generate.decode`.
+    """
     rows, width = tokens.shape
     if len(context.position) != rows:
         context = repeated_context(context, rows // len(context.position))
@@ -66,9 +71,8 @@ def answer(
     there = jnp.ones(tokens.shape, bool) if valid is None else valid
     last = jnp.max(jnp.where(there, jnp.arange(width)[None], 0), axis=1)
     logits = model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0])
-    return decode(
-        model, logits, tail, max_new=max_new, eos_ids=eos_ids, pad_id=pad_id, sampling=drawn, context=context
-    )[0]
+    options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
+    return decode(model, logits, tail, sampling=drawn, context=context, weights=weights, **options)[0]
 
 
 class ContextModel:
@@ -180,12 +184,18 @@ class ContextModel:
                 "each question, and no empty question"
             )
         tokens, valid = self._padded(questions)
-        return self._ids(_answer(self._graph, self._params, context, tokens, valid, drawn, **self._decoding(max_new)))
+        given = (context, tokens, valid, drawn, self.weights)
+        return self._ids(_answer(self._graph, self._params, *given, **self._decoding(max_new)))
 
     def go_on(self, pruned: PrunedContext, *, max_new: int = 64, drawn: Sampling | None = None) -> list[list[int]]:
         """Continuations of what was read, the question with it."""
-        out = _go_on(self._graph, self._params, pruned.context, pruned.logits, drawn, **self._decoding(max_new))
-        return self._ids(out)
+        given = (pruned.context, pruned.logits, drawn, self.weights)
+        return self._ids(_go_on(self._graph, self._params, *given, **self._decoding(max_new)))
+
+    @cached_property
+    def weights(self) -> Weights:
+        """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
+        return _unstacked(self._graph, self._params)
 
     def _decoding(self, max_new: int) -> dict[str, Any]:
         return {"max_new": max_new, "eos_ids": self._eos_ids, "pad_id": self._pad_id}
@@ -230,15 +240,20 @@ def _prune(graph, params, read, kept, *, capacities, repack, int8):
 
 
 @partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
-def _answer(graph, params, context, tokens, valid, drawn, *, max_new, eos_ids, pad_id):
+def _answer(graph, params, context, tokens, valid, drawn, weights, *, max_new, eos_ids, pad_id):
     model = nnx.merge(graph, params)
     options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return answer(model, context, tokens, valid=valid, drawn=drawn, **options)
+    return answer(model, context, tokens, valid=valid, drawn=drawn, weights=weights, **options)
 
 
 @partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
-def _go_on(graph, params, context, logits, drawn, *, max_new, eos_ids, pad_id):
+def _go_on(graph, params, context, logits, drawn, weights, *, max_new, eos_ids, pad_id):
     model = nnx.merge(graph, params)
     tail = tail_of(context, max_new, model.dtype)
     options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return decode(model, logits, tail, sampling=drawn, context=context, **options)[0]
+    return decode(model, logits, tail, sampling=drawn, context=context, weights=weights, **options)[0]
+
+
+@partial(jax.jit, static_argnames="graph")
+def _unstacked(graph, params):
+    return unstacked(nnx.merge(graph, params))

@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.infer.sample import Sampling, next_token, sample_keys
-from rcp.nn.cache import Context, KVCache, repeated
-from rcp.nn.chunk import read_chunk
+from rcp.nn.cache import Context, KVCache, append, repeated
+from rcp.nn.step import Weights, as_tokens, laid_out, room, step, unstacked
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
 
@@ -65,41 +65,50 @@ def decode(
     pad_id: int = 0,
     sampling: Sampling | None = None,
     context: Context | None = None,
+    weights: Weights | None = None,
 ) -> tuple[Generated, KVCache]:
     """Continues from `prefill`'s result, until every example has ended or has `max_new` tokens.
 
-    Greedily, or by draws as `sampling` says. Behind a `context`, `cache` is its tail (`rcp.nn.cache`).
+    Greedily, or by draws as `sampling` says. The last `max_new` slots of the cache must be free.
+
+    Args:
+      context: what comes before `cache`, which is its tail then (`rcp.nn.cache`).
+      weights: what `rcp.nn.step.unstacked` makes of the model; None makes it here, which copies all layers.
     """
     batch = logits.shape[0]
+    if cache.capacity < max_new:
+        raise ValueError(f"a cache of {cache.capacity} slots has no room for {max_new} new tokens")
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+    weights = unstacked(model) if weights is None else weights
+    past = laid_out(cache, context, slots=cache.capacity - max_new)
 
     def running(state):
-        step, _, _, done, *_ = state
-        return (step < max_new) & ~jnp.all(done)
+        number, _, _, done, *_ = state
+        return (number < max_new) & ~jnp.all(done)
 
     def advance(state):
-        step, logits, cache, done, out, length = state
-        token = jnp.where(done, pad_id, next_token(logits, sampling, step))
-        out = lax.dynamic_update_slice(out, token[:, None], (0, step))
+        number, logits, new, done, out, length, read = state
+        token = jnp.where(done, pad_id, next_token(logits, sampling, number))
+        out = lax.dynamic_update_slice(out, token[:, None], (0, number))
         length = length + ~done
         done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
         # The last token of all needs no reading, but stopping for it would cost a branch a step.
-        if context is None:
-            h, cache = model.hidden(token[:, None], valid=~done[:, None], cache=cache)
-        else:
-            h, cache, _ = read_chunk(model, token[:, None], cache, context=context, valid=~done[:, None])
-        return step + 1, model.logits(h[:, 0]), cache, done, out, length
+        h, new = step(model, weights, past, new, number, token, cache.position + read)
+        return number + 1, model.logits(h), new, done, out, length, read + ~done
 
+    none = jnp.zeros((batch,), jnp.int32)
     start = (
         jnp.int32(0),
         logits,
-        cache,
+        room(model, batch, max_new),
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new), pad_id, jnp.int32),
-        jnp.zeros((batch,), jnp.int32),
+        none,
+        none,
     )
-    _, _, cache, _, out, length = lax.while_loop(running, advance, start)
-    return Generated(out, length), cache
+    _, _, new, _, out, length, read = lax.while_loop(running, advance, start)
+    stored = jnp.arange(max_new)[None] < read[:, None]
+    return Generated(out, length), append(cache, *as_tokens(new, batch), stored, cache.position + read)
 
 
 def generate(

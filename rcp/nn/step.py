@@ -1,0 +1,183 @@
+"""One token a row behind a cache: the layers one by one, keys and values laid out as their products read them.
+
+`step` computes what `rcp.nn.chunk.read_chunk` does for a chunk of one token, in another order of summation. In a scan
+over stacked layers XLA copies each layer's weights and cache before it uses them, and on CPU it transposes keys and
+values as well: several times the bytes that a decoded token has to read. Here weights are arrays of their own, and what
+the cache holds before decoding is transposed once and then only read. New tokens go into one slot a step, the same in
+every row: a row that has ended fills slots that nobody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from rcp.nn.attention import MATRICES, MAX_EXPONENT
+from rcp.nn.cache import Context, Entries, KVCache
+from rcp.nn.layers import rms_norm, rope_tables
+from rcp.nn.transformer import Transformer
+
+ROWS_BY_COLUMNS = (((2,), (2,)), ((0,), (0,)))  # both operands are contracted over their last axis
+
+Weights = tuple[dict[str, Any], ...]
+"""The parameters of each layer."""
+
+
+class Laid(NamedTuple):
+    """Entries of one layer; `rows` are the key-value heads of all examples.
+
+    Attributes:
+      there: slots in use. keep: as in `Entries`; None means 1.
+      scales: of k and of v, which are int8 then.
+    """
+
+    k: Float[Array, "rows dim slots"]
+    v: Float[Array, "rows slots dim"]
+    there: Bool[Array, "rows 1 slots"]
+    keep: Float[Array, "rows 1 slots"] | None = None
+    scales: tuple[Float[Array, "rows 1 slots"], Float[Array, "rows 1 slots"]] | None = None
+
+
+Past = tuple[tuple[Laid, ...], ...]
+"""For each layer the parts of what comes before the new tokens."""
+
+New = tuple[tuple[Float[Array, "rows new dim"], Float[Array, "rows new dim"]], ...]
+"""For each layer the keys and values of the new tokens, one slot a step."""
+
+
+def unstacked(model: Transformer) -> Weights:
+    """Each layer's parameters as arrays of their own: a copy of them all, to be made once for many decodings."""
+    tree = model.layers.tree()
+    return tuple(jax.tree.map(lambda x, i=i: x[i], tree) for i in range(model.config.n_layers))
+
+
+def laid_out(cache: KVCache, context: Context | None = None, *, slots: int) -> Past:
+    """The first `slots` slots of a cache, and the context that comes before it, for `step`."""
+    layers, batch, _, heads, _ = cache.k.shape
+    length = jnp.broadcast_to(cache.length[:, None], (batch, heads))
+    parts: list[list[Laid]] = []
+    if context is not None:
+        parts.append([part for run in context.runs for part in _laid_run(run)])
+    if slots:
+        parts.append([_laid(cache.k[i, :, :slots], cache.v[i, :, :slots], length) for i in range(layers)])
+    return tuple(zip(*parts, strict=True)) if parts else ((),) * layers
+
+
+def _laid_run(run: Entries) -> list[Laid]:
+    def of(layer: int) -> Laid:
+        keep, scales = (jax.tree.map(lambda x: x[layer], x) for x in (run.keep, run.scales))
+        return _laid(run.k[layer], run.v[layer], run.length[layer], keep, scales)
+
+    return [of(layer) for layer in range(run.k.shape[0])]
+
+
+def _laid(k: Array, v: Array, length: Int[Array, "batch kv_heads"], keep=None, scales=None) -> Laid:
+    """From [batch, slots, kv_heads, dim]."""
+    batch, slots, heads, dim = k.shape
+    rows = batch * heads
+
+    def beside(x: Array) -> Array:
+        return jnp.moveaxis(x.astype(jnp.float32), 2, 1).reshape(rows, 1, slots)
+
+    return Laid(
+        k.transpose(0, 2, 3, 1).reshape(rows, dim, slots),
+        v.transpose(0, 2, 1, 3).reshape(rows, slots, dim),
+        jnp.arange(slots)[None, None] < length.reshape(rows, 1, 1),
+        None if keep is None else beside(keep),
+        None if scales is None else (beside(scales[0]), beside(scales[1])),
+    )
+
+
+def room(model: Transformer, batch: int, new: int) -> New:
+    """Empty slots for `new` tokens a row."""
+    c = model.config
+    empty = jnp.zeros((batch * c.n_kv_heads, new, c.head_dim), model.dtype)
+    return ((empty, empty),) * c.n_layers
+
+
+def as_tokens(new: New, batch: int) -> tuple[Array, Array]:
+    """Keys and values [layers, batch, tokens, kv_heads, dim], as a cache has them."""
+
+    def stacked(parts: Sequence[Array]) -> Array:
+        x = jnp.stack(parts)
+        return x.reshape(len(parts), batch, -1, *x.shape[2:]).swapaxes(2, 3)
+
+    keys, values = zip(*new)
+    return stacked(keys), stacked(values)
+
+
+def step(
+    model: Transformer,
+    weights: Weights,
+    past: Past,
+    new: New,
+    number: Int[Array, ""],
+    token: Int[Array, " batch"],
+    position: Int[Array, " batch"],
+) -> tuple[Float[Array, "batch dim"], New]:
+    """Hidden states after the last norm of the `number`-th new token of each row, which is put among the new ones.
+
+    Args:
+      position: rotary, of the token.
+    """
+    h = model.embed(token[:, None])
+    rope = rope_tables(position[:, None], model.frequencies())
+    written = []
+    for w, parts, (k, v) in zip(weights, past, new, strict=True):
+        p = model.project(w, h, rope)
+        rows = (k.shape[0], 1, k.shape[2])
+        k, v = (lax.dynamic_update_slice(x, y.reshape(rows), (0, number, 0)) for x, y in ((k, p.k), (v, p.v)))
+        h = model.finish(w, h, _attend(p.q, parts, k, v, number))
+        written.append((k, v))
+    return rms_norm(h, model.norm[...], model.config.norm_eps)[:, 0], tuple(written)
+
+
+def _attend(q: Float[Array, "batch 1 heads dim"], past: tuple[Laid, ...], k: Array, v: Array, number: Array) -> Array:
+    """As `rcp.nn.attention.attention` with the new tokens, the last one the query's own, behind the past."""
+    rows, slots, dim = k.shape
+    queries = q.reshape(rows, -1, dim)
+    scores = lax.dot_general(queries, k, ROWS_BY_COLUMNS, preferred_element_type=jnp.float32) * dim**-0.5
+    own = jnp.where(jnp.arange(slots)[None, None] <= number, scores, -jnp.inf)
+    earlier = [_scores(queries, part) for part in past]
+    top = jnp.max(own, axis=-1, keepdims=True)
+    for part, found in zip(past, earlier):
+        counted = found if part.keep is None else jnp.where(part.keep > 0, found, -jnp.inf)
+        top = jnp.maximum(top, jnp.max(counted, axis=-1, keepdims=True))
+    mass = jnp.exp(own - top)
+    total = jnp.sum(mass, axis=-1, keepdims=True)
+    out = lax.dot_general(mass.astype(v.dtype), v, MATRICES, preferred_element_type=jnp.float32)
+    for part, found in zip(past, earlier):
+        if part.keep is None:
+            mass = jnp.exp(found - top)
+        else:
+            mass = part.keep * jnp.exp(jnp.minimum(found - top, MAX_EXPONENT))
+        total = total + jnp.sum(mass, axis=-1, keepdims=True)
+        out = out + _values(mass, part, v.dtype)
+    return (out / total).reshape(q.shape)
+
+
+def _scores(queries: Float[Array, "rows group dim"], part: Laid) -> Float[Array, "rows group slots"]:
+    if part.scales is None:
+        scores = lax.dot_general(queries, part.k, MATRICES, preferred_element_type=jnp.float32)
+    else:
+        scores = _eight_bit_product(queries, part.k) * part.scales[0]
+    return jnp.where(part.there, scores * queries.shape[-1] ** -0.5, -jnp.inf)
+
+
+def _values(mass: Float[Array, "rows group slots"], part: Laid, dtype: Any) -> Float[Array, "rows group dim"]:
+    if part.scales is None:
+        return lax.dot_general(mass.astype(part.v.dtype), part.v, MATRICES, preferred_element_type=jnp.float32)
+    return _eight_bit_product((mass * part.scales[1]).astype(dtype), part.v)
+
+
+def _eight_bit_product(x: Float[Array, "rows n inner"], y: Array) -> Float[Array, "rows n outer"]:
+    """x y for int8 `y` [rows, inner, outer], float32."""
+    if jax.default_backend() != "cpu":
+        return lax.dot_general(x, y.astype(x.dtype), MATRICES, preferred_element_type=jnp.float32)
+    # As products and a sum, which XLA makes one loop of. Before a matrix product on CPU it writes y out in float32.
+    return jnp.sum(x.astype(jnp.float32)[..., None] * y.astype(jnp.float32)[:, None], axis=2)
