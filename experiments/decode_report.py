@@ -1,0 +1,151 @@
+"""Tables and picture of `bench_decode`: medians, ratios, and the distance of each number from its floor."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.machine import Machine, decoding, reading
+from rcp.nn.parameters import TransformerConfig
+
+Cell = Mapping[str, Any]
+
+
+def of(cell: Cell, side: str, part: str) -> float | None:
+    """Median seconds, or None where that side did not do it."""
+    values = cell["seconds"].get(side, {}).get(part)
+    return statistics.median(values) if values else None
+
+
+def ratio(cell: Cell, over: tuple[str, str], under: tuple[str, str]) -> float | None:
+    """Median of the ratios within a repeat."""
+    pairs = [cell["seconds"].get(side, {}).get(part) for side, part in (over, under)]
+    if not pairs[0] or not pairs[1]:
+        return None
+    return statistics.median(a / b for a, b in zip(*pairs, strict=True))
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def rates_of(cell: Cell) -> list[float]:
+    """Keep rates, 1 first."""
+    return sorted((float(p.split()[1]) for p in cell["seconds"]["ours"] if p.startswith("decode ")), reverse=True)
+
+
+def prefill_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    shape = TransformerConfig(**report["shape"])
+    yield ["dtype", "tokens", "batch", "ours, tokens/s", "over floor", "in chunks, for the policy, over ours"]
+    for name in report["others"]:
+        yield [f"{name}, tokens/s", "over floor", "its seconds over ours"]
+    for cell in report["cells"]:
+        count = cell["tokens"] * cell["batch"]
+        floor = Machine(**cell["machine"]).floor(reading(shape, cell["tokens"], cell["batch"]), 0, cell["dtype"])
+        mine = of(cell, "ours", "prefill") or 0
+        row = [cell["dtype"], str(cell["tokens"]), str(cell["batch"]), f"{count / mine:.0f}", shown(mine / floor)]
+        row.append(shown(ratio(cell, ("ours", "read"), ("ours", "prefill"))))
+        for name in report["others"]:
+            theirs = of(cell, name, "prefill")
+            row += ["-" if theirs is None else f"{count / theirs:.0f}", shown(theirs and theirs / floor)]
+            row.append(shown(ratio(cell, (name, "prefill"), ("ours", "prefill"))))
+        yield row
+
+
+def decode_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    shape, new = TransformerConfig(**report["shape"]), report["new"]
+    yield ["dtype", "tokens", "batch", "kept", "read, s", "prune, s", "decode, tokens/s", "over floor", "over full"]
+    yield ["of a context of that length", f"read, prune, {new} tokens: over full"]
+    for name in report["others"]:
+        yield [f"{name}, full: tokens/s", "over floor", "its seconds over ours"]
+    for cell in report["cells"]:
+        machine = Machine(**cell["machine"])
+        for rate in rates_of(cell):
+            full, tokens, batch = rate == 1, int(rate * cell["tokens"]), cell["batch"]
+            mine = of(cell, "ours", f"decode {rate:g}") or 0
+            floor = new * machine.floor(*decoding(shape, tokens, batch, cell["dtype"]), cell["dtype"])
+            read, pruned = (
+                of(cell, "ours", "prefill" if full else "read") or 0,
+                of(cell, "ours", f"prune {rate:g}") or 0,
+            )
+            whole = (of(cell, "ours", "prefill") or 0) + (of(cell, "ours", "decode 1") or 0)
+            row = [cell["dtype"], str(cell["tokens"]), str(batch), f"{rate:g}", shown(read), shown(pruned)]
+            row += [f"{batch * new / mine:.1f}", shown(mine / floor)]
+            row.append(shown(ratio(cell, ("ours", "decode 1"), ("ours", f"decode {rate:g}"))))
+            row.append(shown(ratio(cell, ("ours", f"fresh {rate:g}"), ("ours", f"decode {rate:g}"))))
+            row.append(shown((read + pruned + mine) / whole))
+            for name in report["others"]:
+                theirs = of(cell, name, "decode") if full else None
+                row += ["-" if theirs is None else f"{batch * new / theirs:.1f}", shown(theirs and theirs / floor)]
+                row.append(shown(ratio(cell, (name, "decode"), ("ours", f"decode {rate:g}"))))
+            yield row
+
+
+def table(rows: Iterator[list[str]], columns: int) -> str:
+    """Markdown; the first `columns` rows together are the head."""
+    head = [name for _ in range(columns) for name in next(rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    others = len(report["others"])
+    repeats = [len(cell["seconds"]["ours"]["prefill"]) for cell in report["cells"]]
+    machines = [cell["machine"] for cell in report["cells"]]
+    said = [f"jax {report['jax']}"]
+    said += [f"{name} ({', '.join(f'{k} {v}' for k, v in at.items())})" for name, at in report["others"].items()]
+    same = [
+        f"{cell['dtype']} {cell['tokens']} x {cell['batch']}: "
+        + ", ".join(f"{name} {share:.2f}" for name, share in cell["same tokens"].items())
+        for cell in report["cells"]
+        if cell["same tokens"]
+    ]
+    bandwidth = statistics.median(m["bandwidth"] for m in machines) / 1e9
+    peaks = {name: statistics.median(m["peak"][name] for m in machines) / 1e9 for name in machines[0]["peak"]}
+    lines = [
+        f"{'; '.join(said)}. Policy {report['policy']}, {report['new']} tokens decoded, medians of {min(repeats)} to "
+        f"{max(repeats)} repeats.",
+        f"Measured in the same run: {bandwidth:.1f} GB/s read; "
+        + ", ".join(f"{name} products {peak:.0f} GFLOP/s" for name, peak in peaks.items())
+        + ".",
+        "\n## Reading\n\n" + table(prefill_rows(report), 1 + others),
+        "\n## Decoding\n\n" + table(decode_rows(report), 2 + others),
+    ]
+    if same:
+        lines.append("\nShare of rows in which the decoded tokens are the same as ours: " + "; ".join(same) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def figure(path: Path, report: Mapping[str, Any]) -> None:
+    """Decoded tokens a second over the share kept; a panel a context and batch, dashed what transformers does."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [cell for cell in report["cells"] if len(rates_of(cell)) > 1]
+    panels = sorted({(cell["tokens"], cell["batch"]) for cell in cells})
+    if not panels:
+        return
+    fig = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for axis, panel in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
+        for cell in cells:
+            if (cell["tokens"], cell["batch"]) != panel:
+                continue
+            count, rates = cell["batch"] * report["new"], rates_of(cell)
+            colour = {"float32": "C0", "bfloat16": "C1"}.get(cell["dtype"], "C2")
+            speeds = [count / (of(cell, "ours", f"decode {rate:g}") or 1) for rate in rates]
+            axis.plot(rates, speeds, marker="o", color=colour, label=f"ours, {cell['dtype']}")
+            theirs = of(cell, "transformers", "decode")
+            if theirs:
+                axis.axhline(
+                    count / theirs, color=colour, linestyle="--", label=f"transformers, whole, {cell['dtype']}"
+                )
+        axis.set_title(f"{panel[0]} tokens, batch {panel[1]}", fontsize=10, loc="left")
+        axis.set_xlabel("share of the cache kept")
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+    fig.axes[0].set_ylabel("decoded tokens/s")
+    fig.axes[0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(fig)
+    fig.savefig(path, dpi=140)

@@ -1,0 +1,119 @@
+"""Our side of `bench_decode`: reading, pruning and decoding one batch of prompts, each part timed by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rcp.eviction import EvictionPolicy
+from rcp.eviction.compaction import stepped
+from rcp.eviction.prompt import CHUNK, Eviction
+from rcp.infer import context as room
+from rcp.infer.generate import prefill
+from rcp.nn.cache import as_context
+from rcp.nn.step import unstacked
+from rcp.nn.transformer import Transformer
+
+MULTIPLE, RUNS = 64, 4  # as `ContextModel` has them
+
+
+class Program:
+    """A jitted function, compiled for the first arguments that it is called with; all later ones have their shapes."""
+
+    def __init__(self, function: Any, **static: Any):
+        self._function, self._static = function, static
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> tuple[float, Any]:
+        """Seconds, compilation excluded, and the result."""
+        if self._compiled is None:
+            self._compiled = self._function.lower(*arguments, **self._static).compile()
+        start = time.perf_counter()
+        result = jax.block_until_ready(self._compiled(*arguments))
+        return time.perf_counter() - start, result
+
+
+@partial(jax.jit, static_argnames="graph")
+def _prefill(params, tokens, *, graph):
+    return prefill(nnx.merge(graph, params), tokens, capacity=tokens.shape[1])
+
+
+class Weights:
+    """A model's parameters as programs are given them, and what decoding reads of them, made once."""
+
+    def __init__(self, model: Transformer):
+        self.graph, params = nnx.split(model)
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.layers = jax.jit(lambda params: unstacked(nnx.merge(self.graph, params)))(self.params)
+
+
+class Ours:
+    """One batch of prompts of equal length.
+
+    Args:
+      rates: keep rates below 1. new: tokens decoded.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        ids: np.ndarray,
+        *,
+        policy: EvictionPolicy,
+        rates: Sequence[float],
+        new: int,
+        chunk=CHUNK,
+    ):
+        self._weights, self.rates, self._policy = weights, tuple(rates), policy
+        self._tokens = jnp.asarray(ids, jnp.int32)
+        graph = weights.graph
+        self._prefills = {n: Program(_prefill, graph=graph) for n in (self._tokens.shape[1], *map(self.short, rates))}
+        self._read = Program(room._read, graph=graph, needs=policy.needs, chunk=chunk, repeat=None)
+        self._choose = Program(room._choose, graph=graph, eviction=Eviction(policy))
+        self._prunes: dict[float, Program] = {}
+        options = {"max_new": new, "eos_ids": (), "pad_id": 0}
+        self._decodes = {name: Program(room._go_on, graph=graph, **options) for name in (1.0, *rates, "fresh")}
+        self._fresh = {rate: Program(room._go_on, graph=graph, **options) for rate in rates}
+        self.decoded: list[list[int]] = []
+
+    def short(self, rate: float) -> int:
+        return max(1, int(rate * self._tokens.shape[1]))
+
+    def once(self) -> dict[str, float]:
+        """Seconds of each part: "prefill", "decode 1", and for a rate r "read", "prune r", "decode r", "fresh r".
+
+        "read" is reading in chunks with what the policy gathers; "fresh r" is decoding behind a prompt that had no more
+        than the kept tokens from the start.
+        """
+        w, seconds = self._weights, {}
+        seconds["prefill"], (logits, cache) = self._prefills[self._tokens.shape[1]](w.params, self._tokens)
+        seconds["decode 1"], out = self._decodes[1.0](w.params, as_context(cache), logits, None, w.layers)
+        self.decoded = np.asarray(out.tokens).tolist()
+        del cache
+        if not self.rates:
+            return seconds
+        there = np.ones(self._tokens.shape, bool)
+        seconds["read"], read = self._read(w.params, self._tokens, there, ~there)
+        for rate in self.rates:
+            most = np.int32(np.iinfo(np.int32).max)
+            chose, (kept, capacity, _) = self._choose(w.params, read, np.float32(rate), most, None, None)
+            if rate not in self._prunes:
+                capacities = stepped(np.asarray(capacity), MULTIPLE, RUNS)
+                options = {"capacities": capacities, "repack": False, "int8": False}
+                self._prunes[rate] = Program(room._prune, graph=w.graph, **options)
+            gathered, context = self._prunes[rate](w.params, read, kept)
+            seconds[f"prune {rate:g}"] = chose + gathered
+            seconds[f"decode {rate:g}"], _ = self._decodes[rate](w.params, context, read.logits, None, w.layers)
+            del context, kept
+        del read
+        for rate in self.rates:
+            _, (logits, cache) = self._prefills[self.short(rate)](w.params, self._tokens[:, : self.short(rate)])
+            seconds[f"fresh {rate:g}"], _ = self._fresh[rate](w.params, as_context(cache), logits, None, w.layers)
+        return seconds
