@@ -160,10 +160,10 @@ def _measure(
     def keys_of(method: Method) -> list[str]:
         return budgets if method.single is None else [method.single]
 
-    def done(method: Method) -> int:
-        return min(sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method))
+    def done(method: Method) -> dict[str, int]:
+        return {key: sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method)}
 
-    if any(method.policy in cells and done(method) < len(names) for method in work.methods):
+    if any(method.policy in cells and min(done(method).values()) < len(names) for method in work.methods):
         print(f"{', '.join(method.name for method in work.methods)} (seed {work.seed}):", flush=True)
         try:
             measure(subject, batches, examples, policies, lambda policy: cells[policy.name], watch=clock.watch)
@@ -175,10 +175,18 @@ def _measure(
         if method.policy not in cells:
             yield method, {}, "needs examples that say which of their segments are needed", ()
             continue
-        cell, count = cells[method.policy], done(method)
+        cell = cells[method.policy]
         pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
-        missing = "" if count == len(names) else f"needs more time: {count} of {len(names)} batches are measured"
-        yield method, pieces, missing, cell.devices
+        yield method, pieces, _time_needed(done(method), len(names)), cell.devices
+
+
+def _time_needed(done: dict[str, int], batches: int) -> str:
+    """What is missing, by how many batches are done at each budget; "" where nothing is."""
+    short = {key: count for key, count in done.items() if count < batches}
+    if not short:
+        return ""
+    where = f" at {', '.join(short)}" if len(short) < len(done) else ""
+    return f"needs more time: {min(short.values())} of {batches} batches are measured{where}"
 
 
 def _stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
