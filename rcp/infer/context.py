@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from rcp import sampling
-from rcp.eviction.base import Needs
+from rcp.eviction.base import Needs, Statistics
 from rcp.eviction.compaction import needed, stepped
 from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt, choose, context_entries, prune, read_prompt
 from rcp.eviction.reconstruction import Repeat
@@ -161,7 +161,8 @@ class ContextModel:
         )
         capacities = self._capacities(np.asarray(capacity), read.cache.capacity)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
-        context = _prune(self._graph, self._params, read, kept, **options)
+        # What was gathered is of no use any more: without it readings with other needs share a program.
+        context = _prune(self._graph, self._params, read._replace(statistics=Statistics()), kept, **options)
         asked, left, entries = (np.asarray(x) for x in counts)
         return PrunedContext(context, asked, left, entries, read.logits)
 
