@@ -87,7 +87,7 @@ def _measure(
     clock: Clock,
 ) -> None:
     """Batch by batch, so that a table that is stopped has the same prompts in all of its rows."""
-    missing = {}
+    missing: dict[int, dict[str, list[Budget]]] = {}
     for number, name in enumerate(names):
         wanted = {row: [b for b in own if not cells[row].holds(b.key, name)] for row, own in budgets.items()}
         if any(wanted.values()):

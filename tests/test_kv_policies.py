@@ -84,6 +84,7 @@ def test_every_row_keeps_exactly_what_was_asked(whole: Part) -> None:
             np.testing.assert_array_equal(column.context, entries)
             np.testing.assert_array_equal(column.asked, np.maximum(1, np.floor(rate * tokens + 1e-4)) * layers_heads)
             np.testing.assert_array_equal(column.kept, column.asked)
+            assert column.bytes is not None and full.bytes is not None
             assert (column.bytes < full.bytes).all() and (column.bytes > 0).all()
     assert (columns(whole, "none")["0"].kept == 0).all()
     for key in ("0.5", "0.1"):
