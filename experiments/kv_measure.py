@@ -6,7 +6,6 @@ import argparse
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from experiments.grid import LENGTHS, CacheSetting, Method
 from experiments.measure import Clock, Found, TimeOver, cell_path, stored, time_needed
 from experiments.subjects import Work, config_of, loaded_reader, training
 from rcp.data.pack import EncodedExample, bucket, encode, round_up
-from rcp.data.tasks.base import further_questions
+from rcp.data.tasks.asked import questions_of
+from rcp.data.tasks.base import example_rng
 from rcp.evaluate.asking import Asking
 from rcp.evaluate.budgets import Budget, make_budgets
 from rcp.evaluate.cache_bench import CacheBench, CacheRow
@@ -40,29 +40,41 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
     paths = {method.name: _path(options.cells, setting, method, work.seed) for method in work.methods}
     try:
         loaded = loaded_reader(setting.reader, setting.dtype)
-        rows = [row_of(setting, method, work.seed, options.runs, loaded) for method in work.methods]
         subject = of_reader(config_of(setting, work.methods[0], ["full"], work.seed), loaded)
         contexts, asking = prompts_of(setting, subject, work.seed)
     except UserError as error:
-        for method in work.methods:
-            found, device = stored(paths[method.name], setting)
-            yield method, found, f"{'as it was stored; to measure it: ' if found else ''}{error}", device
+        yield from (_as_stored(setting, method, paths[method.name], error) for method in work.methods)
         return
-    cells = {row.name: open_cell(paths[row.name], identity(setting, row, loaded, work.seed)) for row in rows}
+    rows: dict[str, CacheRow] = {}
+    for method in work.methods:
+        try:
+            rows[method.name] = row_of(setting, method, work.seed, options.runs, loaded)
+        except UserError as error:
+            yield _as_stored(setting, method, paths[method.name], error)
+    if not rows:
+        return
+    cells = {name: open_cell(paths[name], identity(setting, row, loaded, work.seed)) for name, row in rows.items()}
+    methods = [method for method in work.methods if method.name in rows]
     names = [digest(batches[0]) for batches in contexts]
     swept = make_budgets([batches[0] for batches in contexts], setting.keep_rates, setting.keep_tokens)
-    budgets = {method.name: [Budget(float(method.single))] if method.single else swept for method in work.methods}
+    budgets = {method.name: [Budget(float(method.single))] if method.single else swept for method in methods}
     try:
-        _measure(CacheBench(loaded, rows, asking), contexts, cells, names, budgets, clock)
+        _measure(CacheBench(loaded, list(rows.values()), asking), contexts, cells, names, budgets, clock)
     except TimeOver:
         pass
     except KeyboardInterrupt:
         clock.stop()
-    for method in work.methods:
+    for method in methods:
         cell = cells[method.name]
         done = {b.key: sum(cell.holds(b.key, name) for name in names) for b in budgets[method.name]}
         pieces = {key: column for key in done if (column := cell.column(key, names))}
         yield method, pieces, time_needed(done, len(names)), cell.devices
+
+
+def _as_stored(setting: CacheSetting, method: Method, path: Path, error: UserError) -> Found:
+    """What is known of a row that cannot be measured here, and why it cannot."""
+    found, device = stored(path, setting)
+    return method, found, f"{'as it was stored; to measure it: ' if found else ''}{error}", device
 
 
 def _measure(
@@ -74,7 +86,7 @@ def _measure(
     clock: Clock,
 ) -> None:
     """Batch by batch, so that a table that is stopped has the same prompts in all of its rows."""
-    missing = {}
+    missing: dict[int, dict[str, list[Budget]]] = {}
     for number, name in enumerate(names):
         wanted = {row: [b for b in own if not cells[row].holds(b.key, name)] for row, own in budgets.items()}
         if any(wanted.values()):
@@ -109,13 +121,15 @@ def row_of(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded:
     """How a method prunes.
 
     Raises:
-      UserError: a trained run that is not there.
+      UserError: a trained run that is not there; an oracle that does not know what is needed.
     """
     policy, _, shared = method.name.partition("+")
     allotment = ALLOTMENTS[shared]
     if policy in ANEW:
         return CacheRow(method.name)
     if policy == "oracle":
+        if setting.questions > 1:
+            raise UserError("needs one question a context: of the others it is not known what they need")
         return CacheRow(method.name, Eviction(SinksWindow(), sinks=setting.sinks), needed=True)
     if method.run:
         eviction = trained_eviction(setting, method, seed, runs, loaded)
@@ -141,21 +155,15 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
     All static lengths are those of the setting, but for that of question and answer: more examples leave the batches
     that are there as they are.
     """
-    encoded, task = subject.encoded(), subject.task
+    encoded, tokenizer = subject.encoded(), subject.tokenizer
     count = len(encoded)
-    further = [list(islice(further_questions(task, encoded.examples[i]), setting.questions - 1)) for i in range(count)]
-    turns = 1 + max(map(len, further))
-    examples: list[list[Example]] = [[encoded.examples[i] for i in range(count)]]
+    asked = [_questions(setting, subject, encoded.examples[i], i) for i in range(count)]
     rows: list[list[tuple[EncodedExample, bool]]] = [[(encoded[i], True) for i in range(count)]]
-    for turn in range(1, turns):
-        own = [more[turn - 1] if len(more) >= turn else None for more in further]
-        examples.append([example or examples[0][i] for i, example in enumerate(own)])
-        rows.append(
-            [
-                (encode(example, subject.tokenizer, index=i), True) if example else (encoded[i], False)
-                for i, example in enumerate(own)
-            ]
-        )
+    for turn in range(1, max(map(len, asked))):
+        # A context with fewer questions is asked its first one again, which does not count.
+        own = [(own[turn], True) if len(own) > turn else (own[0], False) for own in asked]
+        rows.append([(encode(example, tokenizer, index=i), real) for i, (example, real) in enumerate(own)])
+    examples = [[own[min(turn, len(own) - 1)] for own in asked] for turn in range(len(rows))]
     length = bucket(int(setting.at), LENGTHS) or LENGTHS[-1]
     size = setting.batch_size
     contexts = []
@@ -163,7 +171,7 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
         batches = []
         for row in rows:
             batch = encoded.collate([example for example, _ in row[at : at + size]], length, size)
-            there = np.array([asks for _, asks in row[at : at + size]] + [False] * size)[:size]
+            there = np.array([real for _, real in row[at : at + size]] + [False] * size)[:size]
             batches.append(batch._replace(weight=(batch.weight * there).astype(np.float32)))
         contexts.append(batches)
     every = [batch for batches in contexts for batch in batches]
@@ -173,6 +181,13 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
     check = subject.task.check
     asking = Asking(round_up(longest, WIDTHS), answer, setting.aware, setting.decode, check, examples, seed)
     return contexts, asking
+
+
+def _questions(setting: CacheSetting, subject: Subject, example: Example, index: int) -> list[Example]:
+    """The example, and as many others with the same context as are wanted, where the task can ask them."""
+    drawn = questions_of(subject.task, example, setting.questions, example_rng(0, "test", index))
+    others = [replace(example, question=question, answer=answer, support=None) for question, answer in drawn[1:]]
+    return [example, *others]
 
 
 def identity(setting: CacheSetting, row: CacheRow, loaded: Pretrained, seed: int) -> dict[str, Any]:
@@ -186,10 +201,10 @@ def identity(setting: CacheSetting, row: CacheRow, loaded: Pretrained, seed: int
 
 
 def described(value: Any) -> Any:
-    """A value as json has it: dataclasses by their fields, or by their own `identity`; arrays by a digest."""
+    """A value as json has it: dataclasses by their fields, what has a `digest` by that, arrays by one of ours."""
     if isinstance(value, bool | int | float | str | None):
         return value
-    if (own := getattr(value, "identity", None)) is not None:
+    if (own := getattr(value, "digest", None)) is not None:
         return own
     if is_dataclass(value):
         of_fields = {field.name: described(getattr(value, field.name)) for field in fields(value)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,11 @@ def _mean_column(columns: Sequence[Column]) -> Column | None:
     """The mean of each number of the examples of one number; None where the tasks have not the same numbers."""
     if not all(np.array_equal(column.index, columns[0].index) for column in columns):
         return None
-    values = {field.name: [getattr(column, field.name) for column in columns] for field in fields(Column)}
-    return Column(**{k: None if any(x is None for x in v) else np.mean(v, axis=0) for k, v in values.items()})
+    values: dict[str, Any] = {}
+    for field in fields(Column):
+        own = [getattr(column, field.name) for column in columns]
+        values[field.name] = None if any(value is None for value in own) else np.mean(own, axis=0)
+    return Column(**values)
 
 
 def verdicts(table: Table, parts: Sequence[Part], resamples: int) -> str:

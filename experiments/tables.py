@@ -64,8 +64,8 @@ def run_table(
     assert isinstance(table, Table)
     options.cells = options.cells or options.output / "cells"
     use_compile_cache()
-    table, parts = judged(table, measured(table, options, measure_work))
-    write_table(name, table, parts, options.output, options.bootstrap)
+    drawn, parts = judged(table, measured(table, options, measure_work))
+    write_table(name, drawn, parts, options.output, options.bootstrap)
     if text := also(parts):
         with (options.output / f"{name}.md").open("a", encoding="utf-8") as page:
             page.write(f"\n{text}")

@@ -58,14 +58,14 @@ class Asked:
 
     @classmethod
     def of(cls, batch: Batch, aware: bool) -> Asked:
-        """`aware`: the question but for its last token is read with the context."""
+        """`aware`: the question is read with the context, its last token (then taken back) once more behind it."""
         tokens, role = np.asarray(batch.tokens), np.asarray(batch.role)
 
         def ids(*roles: Role) -> list[list[int]]:
             return [row[np.isin(own, roles)].tolist() for row, own in zip(tokens, role, strict=True)]
 
         questions = ids(Role.QUESTION)
-        heads = [question[:-1] if aware else [] for question in questions]
+        heads = [question if aware else [] for question in questions]
         tails = [question[-1:] if aware else question for question in questions]
         return cls(batch, ids(Role.INSTRUCTION, Role.CONTEXT), heads, tails, ids(Role.ANSWER))
 

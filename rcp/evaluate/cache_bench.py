@@ -2,8 +2,8 @@
 
 What is read before the question (instruction and context) is what a budget counts; every layer and head has an entry
 for each of its tokens. Query-agnostic, question and gold answer are read behind what was kept. Query-aware (`aware`),
-the question but for its last token is read with the context, so that policies see it, and is kept beside the budget;
-that last token and the answer are read behind what was kept, so that the whole cache judges no token of the answer.
+the question is read with the context, so that policies see it, and is kept beside the budget; its last token is then
+taken back and read again, with the answer, behind what was kept, so that the whole cache judges no token of the answer.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class CacheBench:
         """One row at one budget; `model_seconds` are those of question and answer alone."""
         assert row.eviction is not None
         reader, batch = self._readers[row.name], asked[0].batch
-        options: dict[str, Any] = {"keys": self._keys(batch)}
+        options: dict[str, Any] = {"keys": self._keys(batch), "take_back": int(self.asking.aware)}
         if row.needed:
             options["forced"] = needed_entries(asked[0], read.cache.capacity, budget, row.eviction.sinks)
         options |= {"keep_rate": budget.rate} if budget.tokens is None else {"keep_tokens": budget.tokens}

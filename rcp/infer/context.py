@@ -17,9 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from rcp import sampling
-from rcp.eviction.base import Needs
+from rcp.eviction.base import Needs, Statistics
 from rcp.eviction.compaction import needed, stepped
-from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt, choose, context_entries, prune, read_prompt
+from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt, choose, context_entries, prune, read_prompt, taken_back
 from rcp.eviction.reconstruction import Repeat
 from rcp.infer.generate import Generated, decode
 from rcp.infer.sample import Sampling
@@ -143,12 +143,14 @@ class ContextModel:
         keep_tokens: int | None = None,
         forced: Bool[Array, "batch entries"] | None = None,
         keys: Array | None = None,
+        take_back: int = 0,
     ) -> PrunedContext:
         """Keeps exactly max(1, floor(keep_rate * tokens)) entries a head, the mean over layers and heads.
 
         Args:
           keep_tokens: in place of a rate: so many entries a head, or all where there are fewer.
           forced, keys: see `rcp.eviction.prompt.choose`.
+          take_back: last tokens, of the question, that policies see and that are then to be read again behind the rest.
 
         Raises:
           UserError: a rate outside (0, 1], or no tokens to keep.
@@ -161,7 +163,8 @@ class ContextModel:
         )
         capacities = self._capacities(np.asarray(capacity), read.cache.capacity)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
-        context = _prune(self._graph, self._params, read, kept, **options)
+        read = read._replace(statistics=Statistics())  # so that readings with other needs share a program
+        context = _prune(self._graph, self._params, read, kept, np.int32(take_back), **options)
         asked, left, entries = (np.asarray(x) for x in counts)
         return PrunedContext(context, asked, left, entries, read.logits)
 
@@ -228,8 +231,8 @@ def _choose(graph, params, read, rate, most, forced, keys, *, eviction):
 
 
 @partial(jax.jit, static_argnames=("graph", "capacities", "repack", "int8"))
-def _prune(graph, params, read, kept, *, capacities, repack, int8):
-    context = prune(nnx.merge(graph, params), read, kept, capacities, repack=repack)
+def _prune(graph, params, read, kept, take_back, *, capacities, repack, int8):
+    context = prune(nnx.merge(graph, params), *taken_back(read, kept, take_back), capacities, repack=repack)
     return quantised(context) if int8 else context
 
 

@@ -62,6 +62,15 @@ def test_all_kept_is_plain_greedy_decoding(model, plain, repack):
     assert (alone.kept == alone.entries).all() and (together.kept == together.asked).all()
 
 
+def test_a_token_that_was_taken_back_is_read_again(model, plain):
+    """A policy sees the question's last token; behind what was kept it gives what the whole prompt gives."""
+    expected = plain([[*c, *q] for c, q in zip(CONTEXTS, QUESTIONS)])
+    kept = reader(model, Full())
+    pruned = kept.prune(kept.read(CONTEXTS, QUESTIONS), take_back=1)
+    assert kept.answer(pruned, [question[-1:] for question in QUESTIONS], max_new=NEW) == expected
+    assert (pruned.kept == pruned.entries).all()
+
+
 def test_one_context_answers_many_questions(model, plain):
     kept = reader(model, SnapKV(window=4))
     contexts = kept.prune(kept.read(CONTEXTS), keep_rate=0.5)

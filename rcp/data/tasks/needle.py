@@ -12,8 +12,7 @@ no other one.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -26,7 +25,6 @@ from rcp.types import Example
 
 MOST = 64
 """The most keys, values and queries."""
-_TOLD = re.compile(r" The magic number of (the .+) is (\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Needle(Hidden):
         rivals = (self._sentence(thing, value) for thing, value in zip(things[self.queries :], told))
         others = [next(rivals) for _ in range(self.keys - self.queries)] if self.keys else []
         every = [value for own in values for value in own]
-        question, answer = self._question(asked), named(every)
+        question, answer = self.asked(asked, every)
         room = self.room(count, self.INSTRUCTION, question, answer, *needles, *others)
         source = self.filler(rng, split, ["magic number", *every]) if self.keys else rivals
         filler = take(source, room, count)
@@ -105,24 +103,6 @@ class Needle(Hidden):
             uid=f"needle/{split}/{index}",
         )
 
-    def further(self, example: Example) -> tuple[Example, ...]:
-        """The other things of the context whose number is told, each asked for, where one number is asked for."""
-        if self.values * self.queries > 1:
-            return ()
-        told = [(n, found) for n, text in enumerate(example.context) if (found := _TOLD.fullmatch(text))]
-        rest = [(n, *found.groups()) for n, found in told if (n,) != example.support]
-        return tuple(
-            replace(
-                example,
-                question=self._question([thing]),
-                answer=named([value]),
-                support=(n,),
-                group=third(n, len(example.context)),
-                uid=f"{example.uid}/{n}",
-            )
-            for n, thing, value in rest
-        )
-
     @property
     def _most(self) -> int:
         """Numbers and things that an example may need; a text of needles alone has more than six tokens for each."""
@@ -138,11 +118,12 @@ class Needle(Hidden):
             return f" The magic number of {thing} is {value}."
         return f" One of the magic numbers of {thing} is {value}."
 
-    def _question(self, asked: list[str]) -> str:
-        things = named(asked)[1:-1]
-        number, verb = ("number", "is") if self.values * self.queries == 1 else ("numbers", "are")
-        question = f"What {verb} the magic {number} of {things}?"
-        return f"{self.ask(question)[1]} The magic {number} of {things} {verb}"
+    def asked(self, things: list[str], values: list[str]) -> tuple[str, str]:
+        """Question and answer about some things, whose numbers stand in the text in the order of `values`."""
+        told = named(things)[1:-1]
+        number, verb = ("number", "is") if len(values) == 1 else ("numbers", "are")
+        question = f"What {verb} the magic {number} of {told}?"
+        return f"{self.ask(question)[1]} The magic {number} of {told} {verb}", named(values)
 
 
 @dataclass(frozen=True)
