@@ -159,16 +159,16 @@ def _on_answers(
         pruned = read_answers(scoring.graph, model, mask_entries(found, keep), batch)
         values["distil"] = objectives.distil(jax.lax.stop_gradient(full), pruned, said)
     if "task" in weights:
-        rewards, log_probs = [], []
-        for number in range(c.samples):
-            drawn = jax.vmap(lambda key, n=number: jax.random.fold_in(key, (1 << 21) + n))(keys)
+
+        def draw(number: Array) -> tuple[Array, Array]:
+            drawn = jax.vmap(lambda key: jax.random.fold_in(key, (1 << 21) + number))(keys)
             subset = select(scores, budgets, keys=drawn, **options)
-            context = mask_entries(found, jax.lax.stop_gradient(subset.mask))
-            found_log_probs = read_answers(scoring.graph, model, context, batch)
-            rewards.append(-answer_nll(found_log_probs, batch, said))
-            log_probs.append(subset.log_prob.reshape(len(batch.length), -1).sum(axis=-1))
-        reward = jax.lax.stop_gradient(jnp.stack(rewards))
-        values |= {"task": objectives.task(reward, jnp.stack(log_probs)), "answer_nll": -reward.mean(axis=0)}
+            read = read_answers(scoring.graph, model, mask_entries(found, subset.mask), batch)
+            return -answer_nll(read, batch, said), subset.log_prob.reshape(len(batch.length), -1).sum(axis=-1)
+
+        reward, log_prob = jax.lax.map(draw, jnp.arange(c.samples, dtype=jnp.uint32))
+        reward = jax.lax.stop_gradient(reward)
+        values |= {"task": objectives.task(reward, log_prob), "answer_nll": -reward.mean(axis=0)}
     return values
 
 

@@ -32,7 +32,7 @@ from rcp.config_fill import fill
 from rcp.data.pack import round_up
 from rcp.data.tasks import TASKS, Task
 from rcp.data.tasks.asked import questions_of
-from rcp.data.tasks.base import examples_of
+from rcp.data.tasks.base import Split, examples_of
 from rcp.eviction.compaction import candidates
 from rcp.eviction.learned import MEASURES, as_input, measure_needs
 from rcp.eviction.prompt import read_prompt, scores
@@ -62,12 +62,11 @@ class Traces:
     [questions, tokens], padded with -1 and False. `entries` is the length of the context.
     """
 
-    def __init__(self, c: EvictionConfig, loaded: Pretrained):
-        self._config, self._loaded = c, loaded
+    def __init__(self, c: EvictionConfig, loaded: Pretrained, split: Split = "train"):
+        self._config, self._loaded, self._split = c, loaded, split
         self._tasks = {name: make_task(name, fields) for name, fields in c.tasks.items()}
         self._examples = {
-            name: examples_of(task, loaded.tokenizer, "train", c.first + c.contexts)
-            for name, task in self._tasks.items()
+            name: examples_of(task, loaded.tokenizer, split, c.first + c.contexts) for name, task in self._tasks.items()
         }
         # In turn, so that the first traces are of all tasks. A task may have fewer.
         self._places = [
@@ -119,6 +118,7 @@ class Traces:
     def _identity(self, name: str) -> str:
         c, loaded = self._config, self._loaded
         parts = {key: getattr(c, key) for key in DECIDING} | {"task": c.tasks[name], "format": FORMAT}
+        parts |= {} if self._split == "train" else {"split": self._split}
         parts |= {"weights": loaded.fingerprint, "dtype": str(jnp.dtype(loaded.model.dtype))}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
