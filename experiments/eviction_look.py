@@ -22,9 +22,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from experiments.ruler import config_of
 from rcp import sampling
 from rcp.config_eviction import EvictionConfig
 from rcp.config_file import load_config
+from rcp.data.pack import round_up
 from rcp.eviction.allotment import ADA, GLOBAL, UNIFORM, Allotment
 from rcp.eviction.compaction import Candidates, mask_entries
 from rcp.eviction.learned import Learned
@@ -36,16 +38,8 @@ from rcp.train.parallel import use_compile_cache
 from rcp.train.trace_pipeline import TraceBatch, padded_trace, stack
 from rcp.train.traces import Traces
 
-TASKS: dict[str, dict[str, Any]] = {
-    "single": {"name": "needle"},
-    "multikey": {"name": "needle", "keys": 4},
-    "multivalue": {"name": "needle", "values": 2},
-    "multiquery": {"name": "needle", "keys": 2, "queries": 2},
-    "passkey": {"name": "passkey"},
-    "tracking": {"name": "tracking"},
-    "words": {"name": "common_words", "other_times": 1},
-    "documents": {"name": "documents"},
-}
+WIDTHS = 16
+"""Question and answer are padded to a multiple of this."""
 
 
 class Row(NamedTuple):
@@ -120,7 +114,8 @@ def measured(
     """(number, answer NLL, exact match, which entries are kept) of every trace."""
     for index in range(len(traces)):
         batch = stack([padded_trace(traces.load(index), index, c, 0.0, True)])
-        batch = batch._replace(tokens=batch.tokens[:, :64], answer=batch.answer[:, :64])
+        width = round_up(int((batch.tokens >= 0).sum()), WIDTHS)
+        batch = batch._replace(tokens=batch.tokens[:, :width], answer=batch.answer[:, :width])
         keep = bench.masks(batch, jax.random.key(index))
         nll, exact = bench.answers(batch, keep)
         print(f"{traces.name(index)} {index + 1}/{len(traces)}", file=sys.stderr, flush=True)
@@ -143,7 +138,7 @@ def kinds(text: list[str]) -> list[str]:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a run of configs/eviction.py")
-    parser.add_argument("--tasks", default="single,multikey,passkey", help=f"some of {','.join(TASKS)}")
+    parser.add_argument("--tasks", default="single,multikey,passkey", help="of configs/ruler.py")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--examples", type=int, default=32, help="of each task")
     parser.add_argument("--rates", default=".25,.1")
@@ -154,9 +149,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 def measure(o: argparse.Namespace) -> None:
     """Reads, prunes and asks; prints the tables."""
     config = load_config(o.workdir / "config.json")
-    tasks = {name: TASKS[name] | {"tokens": o.tokens} for name in o.tasks.split(",")}
-    if "words" in tasks:
-        tasks["words"]["times"] = o.tokens // 8
+    told = {name: config_of(name, o.tokens, "", config.model.name).task for name in o.tasks.split(",")}
+    tasks = {name: {"name": task.name, **task.fields} for name, task in told.items()}
     values = vars(config.eviction) | {"tasks": tasks, "contexts": o.examples, "first": 0, "questions": 1}
     c = EvictionConfig(**values | {"tokens": o.tokens, "folder": o.folder})
     loaded = load(config.model.name, dtype=config.model.dtype)

@@ -72,15 +72,20 @@ def _of_layer(read: LayerRead, useful: Bool[Array, "rows tokens"], asking: Bool[
     there = jnp.arange(slots, dtype=jnp.int32)[None, :, None] < past.length[:, None]
     count = jnp.broadcast_to(jnp.arange(own.shape[1], dtype=jnp.int32)[None], own.shape[:2])
     before = jnp.full((own.shape[0], slots, own.shape[2]), -1, jnp.int32)
-    options = {
-        "key_order": jnp.concatenate([before, by_head(count)], axis=1),
-        "key_valid": jnp.concatenate([there, by_head(read.valid)], axis=1),
-        "query_order": count,
-    }
     keys = jnp.concatenate([past.k, own], axis=1)
+    order = jnp.concatenate([before, by_head(count)], axis=1)
+    seen = jnp.concatenate([there, by_head(read.valid)], axis=1)
 
     def over(queries: Bool[Array, "rows tokens"], reduce: Any) -> Float[Array, "rows kv_heads group entries"]:
-        found = reduce_weights(read.projected.q, keys, query_valid=queries, reduce=reduce, **options)
+        found = reduce_weights(
+            read.projected.q,
+            keys,
+            key_order=order,
+            key_valid=seen,
+            query_order=count,
+            query_valid=queries,
+            reduce=reduce,
+        )
         return found[..., :slots]
 
     tokens = jnp.maximum(jnp.sum(useful, axis=1), 1).astype(jnp.float32)

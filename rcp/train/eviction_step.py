@@ -119,7 +119,7 @@ def _on_traces(
         size = jnp.linalg.norm(batch.v.astype(jnp.float32), axis=-1)
         useful = useful * jnp.swapaxes(size, 2, 3)
     values = {}
-    together = [objectives.grouped(x, c.across) for x in (scores, useful, free)]
+    together = tuple(objectives.grouped(x, c.across) for x in (scores, useful, free))
     if "golden" in weights:
         values["golden"] = objectives.golden(*together)
     if "ranking" in weights:
@@ -128,7 +128,7 @@ def _on_traces(
         rankings = objectives.draw_rankings(drawn, *together)
         values |= {"ranking": objectives.ranking(rankings), "reward": rankings.reward.mean(axis=(0, 2))}
     for rate in SHOWN:
-        values[f"kept_{round(100 * rate)}"] = objectives.retained(*together, rate)
+        values[f"kept_{round(100 * rate)}"] = objectives.retained(*together, rate=rate)
     return values
 
 

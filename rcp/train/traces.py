@@ -128,7 +128,7 @@ class Traces:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_file = path.with_suffix(f".{os.getpid()}.tmp")
         with partial_file.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         partial_file.replace(path)
 
 
