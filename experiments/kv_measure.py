@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from rcp.evaluate.cells import Cell, digest, open_cell
 from rcp.evaluate.subject import Subject, digest_of, of_reader
 from rcp.eviction import ADA, GLOBAL, POLICIES, UNIFORM, SinksWindow
 from rcp.eviction.prompt import Eviction
+from rcp.infer.trained_eviction import load_eviction
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Example, Role, UserError
 
@@ -140,10 +140,6 @@ def row_of(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded:
 def trained_eviction(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded: Pretrained) -> Eviction:
     """The eviction of a trained run."""
     folder, command = training(setting, method, seed, runs)
-    try:
-        load_eviction = importlib.import_module("rcp.infer.trained_eviction").load_eviction
-    except ModuleNotFoundError:
-        raise UserError("needs rcp.infer.trained_eviction, which this version does not have") from None
     if not (folder / "config.json").exists():
         raise UserError(f"needs a trained run: {command}")
     return load_eviction(folder, loaded)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rcp.config_eviction import EvictionConfig
+
 OBJECTIVES = ("nll", "kl", "bce", "reinforce", "ppo", "entropy", "budget")
 """Names that `objectives` may hold; `rcp.objectives` has one function for each."""
 DEFAULT_METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
@@ -336,3 +338,4 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    eviction: EvictionConfig = field(default_factory=EvictionConfig)

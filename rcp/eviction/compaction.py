@@ -150,9 +150,16 @@ def stepped(counts: Sequence[int] | np.ndarray, multiple: int = 64, runs: int = 
     return tuple(int(max(1, -(-int(counts[piece].max()) // multiple)) * multiple) for piece in pieces for _ in piece)
 
 
-def mask_entries(found: Candidates, keep: Bool[Array, "batch layers kv_heads entries"]) -> Context:
-    """The same entries with nothing gathered: those dropped weigh 0. For training, and to hold compaction to."""
+def mask_entries(
+    found: Candidates,
+    keep: Bool[Array, "batch layers kv_heads entries"] | Float[Array, "batch layers kv_heads entries"],
+) -> Context:
+    """The same entries with nothing gathered: those dropped weigh 0. For training, and to hold compaction to.
+
+    Weights in [0, 1] in place of a boolean mask are differentiable, those of dropped entries too (`rcp.nn.attention`).
+    """
     layers, batch, entries, heads = found.valid.shape
-    weight = jnp.swapaxes(jnp.swapaxes(keep, 0, 1), 2, 3) & found.valid
+    weight = jnp.swapaxes(jnp.swapaxes(keep, 0, 1), 2, 3)
+    weight = jnp.where(found.valid, weight, jnp.zeros((), weight.dtype))
     length = jnp.full((layers, batch, heads), entries, jnp.int32)
     return Context((Entries(found.k, found.v, found.position, length, weight),), found.next)

@@ -17,6 +17,7 @@ from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
+from rcp.train.eviction_stages import eviction_stages
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
 from rcp.train.networks import Networks, View
@@ -95,6 +96,11 @@ def build(config: Config) -> Build:
         stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
     stages.append(pruner_stage("pruner", config, config.seed + 3, parts))
     return Build(task, tokenizer, networks, stages, lengths, outside)
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """What `rcp train` runs: the stages of whatever kind of run a config describes."""
+    return eviction_stages(config) if config.eviction.tasks else build(config).stages
 
 
 def make_task(config: Config) -> Task:
