@@ -46,7 +46,7 @@ def prefill(
     """
     batch, width = tokens.shape
     cache = model.new_cache(batch, max(capacity, width))
-    h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache)
+    h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache, slots=0)
     if valid is None:
         last = jnp.full((batch,), width - 1)
     else:
