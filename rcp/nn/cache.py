@@ -139,7 +139,9 @@ def repeated(cache: KVCache, times: int) -> KVCache:
     return KVCache(k, v, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))
 
 
-def repeated_context(context: Context, times: int) -> Context:
-    """Each example's entries `times` times, one after the other."""
-    runs = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.runs)
-    return Context(runs, jnp.repeat(context.position, times))
+def for_rows(context: Context, rows: int) -> Context:
+    """The context of `rows` examples, or that of one for all of them."""
+    if len(context.position) == rows:
+        return context
+    runs = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=1), context.runs)
+    return Context(runs, jnp.repeat(context.position, rows))
