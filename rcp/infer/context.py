@@ -143,7 +143,7 @@ class ContextModel:
         kept, capacity, counts = programs.choose(
             self._graph, self._params, read, np.float32(keep_rate), most, forced, keys, eviction=self.eviction
         )
-        capacities = stepped(np.asarray(capacity), self._multiple, self._runs)
+        capacities = self._capacities(np.asarray(capacity), read.cache.capacity)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
         context = programs.prune(self._graph, self._params, read, kept, **options)
         asked, left, entries = (np.asarray(x) for x in counts)
@@ -202,6 +202,10 @@ class ContextModel:
         """Continuations of what was read, the question with it."""
         out = programs.go_on(self._graph, self._params, pruned.context, pruned.logits, drawn, **self._decoding(max_new))
         return self._ids(out)
+
+    def _capacities(self, counts: np.ndarray, entries: int) -> tuple[int, ...]:
+        """One a layer, which hold `counts` entries of each; there are `entries` slots before pruning."""
+        return stepped(counts, self._multiple, self._runs)
 
     def _decoding(self, max_new: int) -> dict[str, Any]:
         return {"max_new": max_new, "eos_ids": self._eos_ids, "pad_id": self._pad_id}

@@ -92,6 +92,12 @@ def examples_of(task: Task, tokenizer: Tokenizer, split: Split, count: int | Non
     return task.examples(split, count)
 
 
+def further_questions(task: Task, example: Example) -> Sequence[Example]:
+    """Other questions with the same context, where the task's own method `further` can ask some."""
+    further = getattr(task, "further", None)
+    return further(example) if further is not None else ()
+
+
 def answer_key(task: Task) -> Callable[[str], str | None]:
     """From a decoded continuation to the answer in it, in a form that equal answers share: what samples vote with.
 

@@ -12,7 +12,8 @@ no other one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from rcp.types import Example
 
 MOST = 64
 """The most keys, values and queries."""
+_TOLD = re.compile(r" The magic number of (the .+) is (\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,24 @@ class Needle(Hidden):
             support=support,
             group=third(min(support), len(context)),
             uid=f"needle/{split}/{index}",
+        )
+
+    def further(self, example: Example) -> tuple[Example, ...]:
+        """The other things of the context whose number is told, each asked for, where one number is asked for."""
+        if self.values * self.queries > 1:
+            return ()
+        told = [(n, found) for n, text in enumerate(example.context) if (found := _TOLD.fullmatch(text))]
+        rest = [(n, *found.groups()) for n, found in told if (n,) != example.support]
+        return tuple(
+            replace(
+                example,
+                question=self._question([thing]),
+                answer=named([value]),
+                support=(n,),
+                group=third(n, len(example.context)),
+                uid=f"{example.uid}/{n}",
+            )
+            for n, thing, value in rest
         )
 
     @property
