@@ -140,8 +140,9 @@ def repeated(cache: KVCache, times: int) -> KVCache:
 
 
 def for_rows(context: Context, rows: int) -> Context:
-    """The context of `rows` examples, or that of one for all of them."""
-    if len(context.position) == rows:
+    """Each example's entries as often as makes `rows` of them, one after the other; a multiple of their number."""
+    times = rows // len(context.position)
+    if times == 1:
         return context
-    runs = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=1), context.runs)
-    return Context(runs, jnp.repeat(context.position, rows))
+    runs = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.runs)
+    return Context(runs, jnp.repeat(context.position, times))
