@@ -7,8 +7,9 @@ Prompts are those of `SETS`: RULER-style tasks of configs/ruler.py and GSM8K wor
 contexts are pruned before the question is read. A batch is read once; then greedy decoding behind the whole context
 and the settings run in turn on it, compiled before. What is measured goes into OUTPUT/cells.jsonl, a line a batch and
 setting, and is not measured again; --minutes=0 only draws. Where an output differs from greedy decoding, `margin` is
-how far apart the logits of the two tokens are at the first place that differs. Seconds are of decoding, the question's
-reading included, for a whole batch; "cpu" those of all cores together.
+how far apart the logits of the two tokens are at the first place that differs, by a third program that reads all up to
+there at once: below 0 it sides with the lossless output. Seconds are of decoding, the question's reading included, for
+a whole batch; "cpu" those of all cores together.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str,
             | {
                 "n": count,
                 "identical": sum(map(sum, (cell["identical"] for cell in own))),
-                "margin": max((m for cell in own for m in cell["margin"]), default=None),
+                "margin": max((abs(m) for cell in own for m in cell["margin"]), default=None),
                 "acceptance": total["accepted"] / max(total["drafted"], 1),
                 "a_block": (total["new"] - count) / max(total["blocks"], 1),
                 "new": total["new"] / count,
