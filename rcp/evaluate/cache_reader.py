@@ -12,10 +12,10 @@ from flax import nnx
 
 from rcp.eviction.prompt import ReadPrompt
 from rcp.eviction.reconstruction import reconstruct
-from rcp.infer import context as programs
+from rcp.infer import programs
 from rcp.infer.context import ContextModel, PrunedContext
 from rcp.infer.generate import generate
-from rcp.nn.cache import repeated_context, tail_of
+from rcp.nn.cache import for_rows, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.reader import Reading, judge, read
 from rcp.types import Batch, Role
@@ -83,8 +83,7 @@ def _repeat(graph, params, read, tokens, *, repeat):
 @partial(jax.jit, static_argnames=("graph", "max_answer"))
 def _judge(graph, params, context, tokens, valid, gold, *, max_answer):
     model = nnx.merge(graph, params)
-    if len(context.position) != len(tokens):
-        context = repeated_context(context, len(tokens) // len(context.position))
+    context = for_rows(context, len(tokens))
     tail = tail_of(context, tokens.shape[1], model.dtype)
     h, _, _ = read_chunk(model, tokens, tail, context=context, valid=valid, slots=0)
     return judge(model, h, tokens, gold, max_answer=max_answer)
@@ -101,12 +100,12 @@ def _decode_anew(graph, params, tokens, valid, **options):
 
 
 PROGRAMS: dict[str, Callable[..., Any]] = {
-    "read": programs._read,
+    "read": programs.read,
     "repeat": _repeat,
-    "choose": programs._choose,
-    "compact": programs._prune,
+    "choose": programs.choose,
+    "compact": programs.prune,
     "judge": _judge,
-    "decode": programs._answer,
+    "decode": programs.answer,
     "read anew": _read_anew,
     "decode anew": _decode_anew,
 }

@@ -128,7 +128,23 @@ def _repacked(run: Entries, after: Int[Array, " batch"], frequencies: Array) -> 
     """Keys turned from where they stood to places that end just before `after`."""
     place = jnp.arange(run.capacity, dtype=jnp.int32)[None, None, :, None]
     position = after[None, :, None, None] - run.length[:, :, None] + place
-    there = place < run.length[:, :, None]
+    return _turned(run, position, place < run.length[:, :, None], frequencies)
+
+
+def moved(context: Context, position: Int[Array, " batch"], frequencies: Float[Array, " half"]) -> Context:
+    """The context with every key as far on as its next position is moved to `position`.
+
+    Rotary attention knows differences of positions alone: what is read behind it finds the same.
+    """
+    by = (position - context.position)[None, :, None, None]
+    runs = tuple(
+        _turned(run, run.position + by, jnp.ones(run.position.shape, bool), frequencies) for run in context.runs
+    )
+    return Context(runs, position)
+
+
+def _turned(run: Entries, position: Array, there: Array, frequencies: Array) -> Entries:
+    """Keys turned from where they stood to new positions, where there are any."""
     turn = jnp.where(there, position - run.position, 0).astype(jnp.float32)
     angle = turn[..., None] * frequencies[None, None, None, None]
     k = rotate(run.k.astype(jnp.float32), jnp.cos(angle), jnp.sin(angle)).astype(run.k.dtype)

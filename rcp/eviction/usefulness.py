@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.eviction.weights import reduce_weights
-from rcp.nn.cache import KVCache, as_context, repeated_context, tail_of
+from rcp.nn.cache import KVCache, as_context, for_rows, tail_of
 from rcp.nn.chunk import LayerRead, read_chunk
 from rcp.nn.transformer import Transformer
 
@@ -45,9 +45,7 @@ def usefulness(
       answer: which tokens are of the answer.
     """
     rows, width = tokens.shape
-    context = as_context(cache)
-    if len(context.position) != rows:
-        context = repeated_context(context, rows // len(context.position))
+    context = for_rows(as_context(cache), rows)
     place = jnp.arange(width, dtype=jnp.int32)[None]
     last = jnp.max(jnp.where(valid, place, -1), axis=1, keepdims=True)
     sides = (valid & (place < last), valid & ~answer)

@@ -7,7 +7,7 @@ import pytest
 
 from rcp.eviction import ADA, GLOBAL, H2O, Full, KeyDiff, KVzip, Random, Repeat, SinksWindow, SnapKV
 from rcp.eviction.prompt import Eviction
-from rcp.infer import context as room
+from rcp.infer import programs
 from rcp.infer.context import ContextModel
 from rcp.infer.context_file import load_context, save_context
 from rcp.infer.generate import generate
@@ -134,7 +134,7 @@ def test_answers_end_at_their_end_token(model):
 def test_nothing_is_compiled_anew_within_a_bucket(model):
     """Other prompts, lengths, rates, questions: as many compiled programs as before."""
     kept = reader(model, Random())
-    functions = (room._read, room._choose, room._prune, room._answer)
+    functions = (programs.read, programs.choose, programs.prune, programs.answer)
     keys = jax.random.split(jax.random.key(1), 2)
 
     def use(contexts, questions, rate):
