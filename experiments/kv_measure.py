@@ -148,8 +148,8 @@ def trained_eviction(setting: CacheSetting, method: Method, seed: int, runs: Pat
 def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list[list[Batch]], Asking]:
     """The contexts, in batches by their number, and how they are asked. A batch of each question a context.
 
-    All static lengths are those of the setting, but for that of question and answer: more examples leave the batches
-    that are there as they are.
+    All static lengths are those of the setting, but for that of question and answer and where a prompt is longer: more
+    examples leave the batches that are there as they are.
     """
     encoded, tokenizer = subject.encoded(), subject.tokenizer
     count = len(encoded)
@@ -160,7 +160,8 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
         own = [(own[turn], True) if len(own) > turn else (own[0], False) for own in asked]
         rows.append([(encode(example, tokenizer, index=i), real) for i, (example, real) in enumerate(own)])
     examples = [[own[min(turn, len(own) - 1)] for own in asked] for turn in range(len(rows))]
-    length = bucket(int(setting.at), LENGTHS) or LENGTHS[-1]
+    longest = max([int(setting.at), *(example.length for row in rows for example, _ in row)])
+    length = bucket(longest, LENGTHS) or LENGTHS[-1]
     size = setting.batch_size
     contexts = []
     for at in range(0, count, size):
@@ -172,10 +173,10 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
         contexts.append(batches)
     every = [batch for batches in contexts for batch in batches]
     behind = (Role.ANSWER,) if setting.aware else (Role.QUESTION, Role.ANSWER)
-    longest = max(int(np.isin(batch.role, behind).sum(axis=1).max()) for batch in every) + setting.aware
+    widest = max(int(np.isin(batch.role, behind).sum(axis=1).max()) for batch in every) + setting.aware
     answer = max(int((batch.role == Role.ANSWER).sum(axis=1).max()) for batch in every)
     check = subject.task.check
-    asking = Asking(round_up(longest, WIDTHS), answer, setting.aware, setting.decode, check, examples, seed)
+    asking = Asking(round_up(widest, WIDTHS), answer, setting.aware, setting.decode, check, examples, seed)
     return contexts, asking
 
 
