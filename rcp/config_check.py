@@ -106,6 +106,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     for section in ("eval", "reward"):
         if _get(config, f"{section}.reader") == "openai":
             _check_endpoint(_get(config, f"{section}.endpoint"), f"{section}.endpoint", need)
+    config.dynamic.check(need)
     p = config.parallel
     need(p.num_processes > 0, "parallel.num_processes", "above 0")
     need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")
