@@ -88,8 +88,8 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not result.finished:
         print(f"stopped after step {result.step} of stage {result.stage}; the same command goes on from there")
         return 128 + (result.signal or 0)
-    next_step = "" if config.eviction.tasks else f" Next: rcp eval --workdir={arguments.workdir}"
-    print(f"trained: {arguments.workdir}.{next_step}")
+    judged = not (config.eviction.tasks or config.dynamic.on)  # by rcp eval
+    print(f"trained: {arguments.workdir}." + (f" Next: rcp eval --workdir={arguments.workdir}" if judged else ""))
     return 0
 
 

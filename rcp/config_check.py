@@ -109,6 +109,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             _check_endpoint(_get(config, f"{section}.endpoint"), f"{section}.endpoint", need)
     for key, expected in problems(config.eviction):
         need(False, f"eviction.{key}", expected)
+    config.dynamic.check(need)
     p = config.parallel
     need(p.num_processes > 0, "parallel.num_processes", "above 0")
     need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")
