@@ -23,8 +23,8 @@ def get_config(variant: str = "lora") -> ConfigDict:
     c.data = {"batch_size": 8 if scratch else 2, "lengths": (256,), "max_segments": 128, "max_answer": 64}
     if scratch:
         c.dynamic = {"on": True, "rank": 16, "alpha_steps": 500}
-        c.model = {"name": "scratch", "d_model": 96, "n_layers": 3, "n_heads": 3, "n_kv_heads": 1, "head_dim": 32}
-        c.model.d_ff = 256
+        heads = {"n_heads": 3, "n_kv_heads": 1, "head_dim": 32}
+        c.model = {"name": "scratch", "d_model": 96, "d_ff": 256, "n_layers": 3, **heads}
         c.optim = {"learning_rate": 3e-3, "model_learning_rate": 3e-3, "warmup_steps": 30}
         c.train = {"steps": 600, "log_every": 5, "checkpoint_every": 50}
         return c

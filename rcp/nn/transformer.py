@@ -153,7 +153,10 @@ class Transformer(nnx.Module):
             stacked["past"] = (cache.k[:, :, :slots], cache.v[:, :, :slots])
 
         def body(h, layer):
-            past = Past(*layer["past"], cache.length) if cache is not None and "past" in layer else None
+            past = None
+            if cache is not None and "past" in layer:
+                k, v = layer["past"]
+                past = Past(k, v, cache.length)
             h, k, v = self._layer(layer["weights"], h, rope, padding, layer.get("keep", keep), past)
             return h, ((k, v) if cache is not None else None)
 
