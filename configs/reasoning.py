@@ -3,11 +3,13 @@
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp eval --workdir=runs/reasoning
 
 Questions are of reasoning-gym families that this model can do from worked examples, as far as a small survey tells
-(experiments/results/reasoning.md). Of the sixteen candidates four are of the question's family, in any order, others of
-the other families and of two worded like one of them (`ALIKE`). The pruner is not told which is which: its labels are
-how much likelier the gold answer is after each candidate alone, judged once (`train.prepare`), and its reward is
+(experiments/results/reasoning.md). Of the sixteen candidates eight are of the question's family, in any order, others
+of the other families and of two worded like one of them (`ALIKE`). The pruner is not told which is which: its labels
+are how much likelier the gold answer is after each candidate alone, judged once (`train.prepare`), and its reward is
 what the model answers. `rcp tables reasoning` compares with four and sixteen examples of the right family.
-Variants: `configs/reasoning.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Not run yet.
+Variants: `configs/reasoning.py:rl` (reinforcement alone), `:supervised` (labels alone), default both.
+Expect exact match .43 at 108 tokens (random .39, bm25 .46); half an hour to train on 2 CPU cores
+(experiments/results/reasoning.md).
 """
 
 from ml_collections import ConfigDict
@@ -40,12 +42,12 @@ def get_config(variant: str = "both") -> ConfigDict:
         "families": tuple(FAMILIES),
         "distractor_families": (*FAMILIES, *ALIKE),
         "shots": 16,
-        "distractors": 12,
+        "distractors": 8,
         "params": FAMILIES | ALIKE,
     }
-    c.data = {"batch_size": 8, "lengths": (640,), "max_segments": 16, "max_answer": 8, "train_examples": 160}
+    c.data = {"batch_size": 8, "lengths": (640,), "max_segments": 16, "max_answer": 8, "train_examples": 320}
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    c.scorer = {"kind": "pooled", "layer": 4, "width": 32}
+    c.scorer = {"kind": "pooled", "apart": True, "layer": 4, "width": 32}
     c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (108,), "cut": "beginning"}
     supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.01}
     c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]
@@ -54,7 +56,7 @@ def get_config(variant: str = "both") -> ConfigDict:
     c.policy = {"samples": 4, "updates": 4, "normalise": True, "clip": 0.5}
     c.optim = {"learning_rate": 1e-3, "warmup_steps": 10, "weight_decay": 0.01}
     c.train = {
-        "steps": {"both": 16, "rl": 60, "supervised": 100}[variant],
+        "steps": {"both": 24, "rl": 60, "supervised": 100}[variant],
         "log_every": 1,
         "checkpoint_every": 4,
         "prepare": variant != "rl",

@@ -58,7 +58,7 @@ def measure(ours: Ours, others: Sequence[Other], ids: np.ndarray, dtype: str, ar
         found = {}
         for side in sides:
             if isinstance(side, Other):
-                found[side.name] = side.measure(ids, arguments.new, dtype)
+                found[side.name] = side.measure(ids.tolist(), arguments.new, dtype)
             else:
                 found["ours"] = ours.once()
         for name, parts in found.items():

@@ -1,13 +1,13 @@
 """What pruning costs: seconds to prune a batch of prompts to half, beside the reader's own prefill of the same batch.
 
-    python -m experiments.bench_prune [--batch=64 --tokens=1000 --keep-rate=0.5 --repeats=3 --rows=8] [--output=X.json]
+    python -m experiments.bench_prune [--batch=64 --tokens=1000 --keep-rate=0.5 --rows=8] [--output=X.json]
 
 Scoring, selecting and compacting with three scorers of ours (untrained: what they learned makes no difference to the
 time) and with our `llmlingua`, all on the same model; and from text to text with the stand-alone one, the host's part
-included: tokenising, meeting the budget to the token, detokenising. Everything is compiled first, takes `--rows`
-prompts at a time, and runs in turn within a repeat, so that a busy machine slows all alike; ratios are medians over the
-repeats. Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3 of llmlingua. Prompts are made of
-GSM8K training rows, or of facts where there are none. About 10 minutes at the defaults on 2 cores.
+included: tokenising, meeting the budget to the token, detokenising. Everything is compiled first, on the first `--rows`
+prompts, and takes so many at a time, all in turn, so that a busy machine slows all alike; seconds are the sums over the
+prompts, ratios medians over these parts. Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3
+of llmlingua. Prompts are made of GSM8K training rows, or of facts where there are none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.bench_step import measure
 from experiments.prompts import long_prompts
 from rcp.data.pack import collate, encode, round_up
 from rcp.evaluate.lengths import longest
@@ -98,8 +99,8 @@ def shorten(scores: Scores, batch: Batch, budget: Any, *, granularity: Granulari
 
 def runs_of(
     pretrained: Pretrained, examples: Sequence[Example], rate: float, rows: int
-) -> dict[str, Callable[[], Any]]:
-    """What is timed, each over the whole batch of prompts."""
+) -> tuple[dict[str, Callable[[int], Any]], int]:
+    """What is timed, each a function of the number of a part of the prompts, and how many parts there are."""
     model, tokenizer = pretrained.model, pretrained.tokenizer
     batches = batches_of(examples, tokenizer, rows)
     budgets = [budget_of_rate(batch, rate) for batch in batches]
@@ -107,35 +108,50 @@ def runs_of(
     length = round_up(fixed + max(int(jnp.max(budget)) for budget in budgets), 8)
     theirs = LLMLingua.of(model, length=longest(jax.tree.map(np.asarray, batches), (), 1))
     prefill, ours, key = prefill_of(model), scorers(model, tokenizer.vocab_size), jax.random.key(0)
+    texts = [
+        (["".join(e.context) for e in part], [e.question for e in part])
+        for part in (examples[start : start + rows] for start in range(0, len(examples), rows))
+    ]
 
-    def pruned(score: Callable[[Batch, Any], Scores], granularity: Granularity) -> Any:
-        parts = zip(batches, budgets)
-        return [shorten(score(b, k), b, k, granularity=granularity, length=length) for b, k in parts]
+    def pruned(score: Callable[[Batch, Any], Scores], granularity: Granularity, part: int) -> Any:
+        batch, budget = batches[part], budgets[part]
+        return shorten(score(batch, budget), batch, budget, granularity=granularity, length=length)
 
-    def text() -> list[Any]:
+    def text(part: int) -> list[str]:
         pruner = PromptPruner(lambda batch, budget: ours[ALONE](batch), tokenizer, "segment")
-        parts = [examples[start : start + rows] for start in range(0, len(examples), rows)]
-        texts = [(["".join(e.context) for e in part], [e.question for e in part]) for part in parts]
-        return [found.text for contexts, questions in texts for found in pruner(contexts, questions, keep_rate=rate)]
+        return [found.text for found in pruner(*texts[part], keep_rate=rate)]
 
-    runs: dict[str, Callable[[], Any]] = {PREFILL: lambda: [prefill(batch) for batch in batches]}
+    runs: dict[str, Callable[[int], Any]] = {PREFILL: lambda part: prefill(batches[part])}
     for name, score in ours.items():
         runs[name] = partial(pruned, lambda batch, budget, score=score: score(batch), "segment")
     runs[TEXT] = text
     runs[THEIRS] = partial(pruned, lambda batch, budget: theirs.scores(batch, key=key, budget=budget), "two_stage")
-    return runs
+    return runs, len(batches)
+
+
+def measure(runs: dict[str, Callable[[int], Any]], parts: int) -> dict[str, list[float]]:
+    """Seconds of every part, all in turn, in an order that turns round every time."""
+    for name, run in runs.items():
+        print(f"compiling: {name}", file=sys.stderr, flush=True)
+        jax.block_until_ready(run(0))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for part in range(parts):
+        for name in list(runs)[:: 1 if part % 2 else -1]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name](part))
+            seconds[name].append(time.perf_counter() - start)
+        print(f"{part + 1} of {parts} parts", file=sys.stderr, flush=True)
+    return seconds
 
 
 def report(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Medians, extremes, and medians of the ratios within a repeat."""
+    """Sums over the parts, and medians and extremes of the ratios within a part."""
     rows = []
     for name, values in seconds.items():
-        over = {
-            other: statistics.median(a / b for a, b in zip(values, seconds[other], strict=True))
-            for other in (PREFILL, THEIRS)
-        }
-        rows.append({"name": name, "seconds": statistics.median(values), "low": min(values), "high": max(values)})
-        rows[-1] |= {"over_prefill": over[PREFILL], "over_llmlingua": over[THEIRS]}
+        rows.append({"name": name, "seconds": sum(values)})
+        for key, other in (("over_prefill", PREFILL), ("over_llmlingua", THEIRS)):
+            ratios = [a / b for a, b in zip(values, seconds[other], strict=True)]
+            rows[-1] |= {key: statistics.median(ratios), f"{key}_low": min(ratios), f"{key}_high": max(ratios)}
     return rows
 
 
@@ -145,8 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="prompts")
     parser.add_argument("--tokens", type=int, default=1000, help="of a prompt")
     parser.add_argument("--keep-rate", type=float, default=0.5)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=8, help="prompts at a time, which bounds the memory")
+    parser.add_argument("--rows", type=int, default=8, help="prompts at a time, which bounds the memory (a part)")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
@@ -154,16 +169,14 @@ def main(argv: list[str] | None = None) -> int:
     use_compile_cache()
     pretrained = load(arguments.model, dtype=arguments.dtype)
     examples = long_prompts(pretrained.tokenizer, arguments.batch, arguments.tokens)
-    runs = runs_of(pretrained, examples, arguments.keep_rate, arguments.rows)
-    rows = report(measure(runs, arguments.repeats))
+    rows = report(measure(*runs_of(pretrained, examples, arguments.keep_rate, arguments.rows)))
     a = arguments
-    print(f"{a.batch} prompts of {a.tokens} tokens to {a.keep_rate:g}, {a.rows} at a time, {a.repeats} repeats")
-    print("| | seconds [least, most] | over prefill | over llmlingua |\n|---|---|---|---|")
+    print(f"{a.batch} prompts of {a.tokens} tokens to {a.keep_rate:g}, {a.rows} at a time")
+    print("| | seconds | over prefill [least, most] | over llmlingua [least, most] |\n|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row['name']} | {row['seconds']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
-            f"| {row['over_prefill']:.3f} | {row['over_llmlingua']:.3f} |"
-        )
+        over = [(row[key], row[f"{key}_low"], row[f"{key}_high"]) for key in ("over_prefill", "over_llmlingua")]
+        ratios = " | ".join(f"{middle:.3f} [{low:.3f}, {high:.3f}]" for middle, low, high in over)
+        print(f"| {row['name']} | {row['seconds']:.2f} | {ratios} |")
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     by_name = {row["name"]: row for row in rows}

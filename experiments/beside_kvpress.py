@@ -23,7 +23,7 @@ from experiments.beside import arguments_of, both_sides, jaccard, rank_correlati
 from rcp.eviction import H2O, TOVA, EvictionPolicy, ExpectedAttention, KeyDiff, KVzip, Repeat, SnapKV, all_needs
 from rcp.eviction.compaction import candidates
 from rcp.eviction.prompt import read_prompt, scores
-from rcp.pretrained import PretrainedTokenizer
+from rcp.eviction.reconstruction import repeat_of
 from rcp.types import UserError
 
 INSTALL = "see the head of experiments/beside_kvpress.py for what to install"
@@ -37,13 +37,6 @@ POLICIES: dict[str, EvictionPolicy] = {
 }
 NEVER_EVICTED = {"snapkv": (0, 64), "tova": (0, 1), "expected_attention": (4, 0), "kvzip": (4, 0)}
 """How many first and last entries a method never evicts."""
-
-
-def repeat_of(tokenizer: PretrainedTokenizer) -> Repeat:
-    """As kvpress asks a model without a chat template."""
-    first = tokenizer.encode("\n\nRepeat the previous context exactly.")
-    later = tokenizer.encode("\n\nRepeat the part of the previous context exactly, starting with")
-    return Repeat(tuple(first), tuple(later), tuple(tokenizer.encode("\n")))
 
 
 def scorer(graph: Any, repeat: Repeat) -> Any:

@@ -12,7 +12,6 @@ logits of the last place alone. llama.cpp reads the GGUF file as it is (Q4_1).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,9 @@ class Other:
         self.name, self.versions = name, versions
         self._foreign = foreign
 
-    def measure(self, ids: Sequence[Sequence[int]], new: int, dtype: str) -> dict[str, Any]:
+    def measure(self, ids: list[list[int]], new: int, dtype: str) -> dict[str, Any]:
         """{"prefill": seconds, "decode": seconds of `new` steps, "tokens": greedily decoded ones}."""
-        rows = [[int(i) for i in row] for row in ids]
-        return self._foreign.ask(ids=rows, new=new, dtype=dtype)
+        return self._foreign.ask(ids=ids, new=new, dtype=dtype)
 
     def close(self) -> None:
         self._foreign.close()

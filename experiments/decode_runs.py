@@ -15,7 +15,7 @@ from flax import nnx
 from rcp.eviction import EvictionPolicy
 from rcp.eviction.compaction import stepped
 from rcp.eviction.prompt import CHUNK, Eviction
-from rcp.infer import context as room
+from rcp.infer import programs
 from rcp.infer.generate import prefill
 from rcp.nn.cache import as_context
 from rcp.nn.step import unstacked
@@ -33,10 +33,10 @@ class Program:
 
     def __call__(self, *arguments: Any) -> tuple[float, Any]:
         """Seconds, compilation excluded, and the result."""
-        if self._compiled is None:
-            self._compiled = self._function.lower(*arguments, **self._static).compile()
+        run = self._compiled or self._function.lower(*arguments, **self._static).compile()
+        self._compiled = run
         start = time.perf_counter()
-        result = jax.block_until_ready(self._compiled(*arguments))
+        result = jax.block_until_ready(run(*arguments))
         return time.perf_counter() - start, result
 
 
@@ -75,12 +75,12 @@ class Ours:
         self._tokens = jnp.asarray(ids, jnp.int32)
         graph = weights.graph
         self._prefills = {n: Program(_prefill, graph=graph) for n in (self._tokens.shape[1], *map(self.short, rates))}
-        self._read = Program(room._read, graph=graph, needs=policy.needs, chunk=chunk, repeat=None)
-        self._choose = Program(room._choose, graph=graph, eviction=Eviction(policy))
+        self._read = Program(programs.read, graph=graph, needs=policy.needs, chunk=chunk, repeat=None)
+        self._choose = Program(programs.choose, graph=graph, eviction=Eviction(policy))
         self._prunes: dict[float, Program] = {}
         options = {"max_new": new, "eos_ids": (), "pad_id": 0}
-        self._decodes = {name: Program(room._go_on, graph=graph, **options) for name in (1.0, *rates, "fresh")}
-        self._fresh = {rate: Program(room._go_on, graph=graph, **options) for rate in rates}
+        self._decodes = {name: Program(programs.go_on, graph=graph, **options) for name in (1.0, *rates, "fresh")}
+        self._fresh = {rate: Program(programs.go_on, graph=graph, **options) for rate in rates}
         self.decoded: list[list[int]] = []
 
     def short(self, rate: float) -> int:
@@ -107,8 +107,8 @@ class Ours:
             if rate not in self._prunes:
                 capacities = stepped(np.asarray(capacity), MULTIPLE, RUNS)
                 options = {"capacities": capacities, "repack": False, "int8": False}
-                self._prunes[rate] = Program(room._prune, graph=w.graph, **options)
-            gathered, context = self._prunes[rate](w.params, read, kept)
+                self._prunes[rate] = Program(programs.prune, graph=w.graph, **options)
+            gathered, context = self._prunes[rate](w.params, read, kept, np.int32(0))
             seconds[f"prune {rate:g}"] = chose + gathered
             seconds[f"decode {rate:g}"], _ = self._decodes[rate](w.params, context, read.logits, None, w.layers)
             del context, kept

@@ -54,6 +54,7 @@ class Setting:
       task: the section `task` of a config. max_segments, max_answer: as in `data`.
       keep_tokens, keep_rates: the budgets.
       exact: exact match is shown without decoding too, teacher-forced: for answers of a few tokens.
+      benchmark: what published numbers stand beside it, where that is not the name of the task.
     """
 
     name: str
@@ -70,11 +71,24 @@ class Setting:
     exact: bool = False
     dtype: str = "bfloat16"
     at: float = 0.0
+    benchmark: str = ""
 
     @property
     def reader_label(self) -> str:
         """The reader's name, fit for a file."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.reader).strip("-")
+
+
+@dataclass(frozen=True)
+class CacheSetting(Setting):
+    """Contexts whose cache is pruned. `aware`: policies see the question. `questions`: asked of a context, at most.
+
+    `sinks`: first entries that every head keeps in every row.
+    """
+
+    aware: bool = False
+    questions: int = 1
+    sinks: int = 4
 
 
 @dataclass(frozen=True)

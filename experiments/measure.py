@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from experiments.grid import Method, Setting, Table
 from experiments.subjects import Work, subject_of
 from rcp.config import METHODS
 from rcp.evaluate.budgets import make_budgets
-from rcp.evaluate.cells import Piece, digest, open_cell, read_cell
+from rcp.evaluate.cells import OPTIONAL, Piece, digest, open_cell, read_cell
 from rcp.evaluate.run import measure, policies_of
 from rcp.policies import POLICIES
 from rcp.types import UserError
@@ -34,7 +34,8 @@ class TimeOver(Exception):  # noqa: N818, it is no error
 class Column:
     """One row at one budget: per example (in the order of their numbers), means over the seeds; float64 [n].
 
-    The seconds are means an example.
+    The seconds are means an example. Of pruned caches `kept`, `asked` and `context` count entries, `bytes` is the
+    memory of what was kept.
     """
 
     index: np.ndarray
@@ -44,6 +45,8 @@ class Column:
     context: np.ndarray
     prune_seconds: float
     model_seconds: float
+    asked: np.ndarray | None = None
+    bytes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -93,25 +96,30 @@ class Clock:
             print(f"  {method}: {done} of {batches} batches, {each:.2f} s each, {left:.1f} min left", flush=True)
 
 
-def measured(table: Table, options: argparse.Namespace) -> list[Part]:
-    """Every setting of the table, measured as far as can be."""
+Found = tuple[Method, dict[str, list[Piece]], str, tuple[str, ...]]
+"""A method, its pieces by budget, what it needs, and the devices."""
+Measure = Callable[[Setting, Work, argparse.Namespace, Clock], Iterator[Found]]
+
+
+def measured(table: Table, options: argparse.Namespace, measure_work: Measure | None = None) -> list[Part]:
+    """Every setting of the table, measured as far as can be.
+
+    `measure_work`: measures what shares a seed and a run; prompts pruned token by token where None.
+    """
     clock = Clock(options.budget_minutes)
-    return [_part(setting, table.methods, options, clock) for setting in table.settings]
+    measure_work = measure_work or measure_prompts
+    return [_part(setting, table.methods, options, clock, measure_work) for setting in table.settings]
 
 
-def _part(setting: Setting, methods: Sequence[Method], options: argparse.Namespace, clock: Clock) -> Part:
+def _part(
+    setting: Setting, methods: Sequence[Method], options: argparse.Namespace, clock: Clock, measure_work: Measure
+) -> Part:
     print(f"{setting.title}, {setting.reader}", flush=True)
     columns: dict[str, dict[int, dict[str, list[Piece]]]] = {method.name: {} for method in methods}
     needs: dict[str, list[str]] = {method.name: [] for method in methods}
     devices: set[str] = set()
     for work in works(methods, options.seeds):
-        unknown = [method for method in work.methods if method.policy not in METHODS]
-        for method in unknown:
-            needs[method.name].append(f"needs the method {method.policy!r}, which this version does not have")
-        work = replace(work, methods=tuple(method for method in work.methods if method not in unknown))
-        if not work.methods:
-            continue
-        for method, found, missing, device in _measure(setting, work, options, clock):
+        for method, found, missing, device in measure_work(setting, work, options, clock):
             devices.update(device)
             if found:
                 columns[method.name][work.seed] = found
@@ -138,17 +146,21 @@ def works(methods: Sequence[Method], seeds: Sequence[int]) -> Iterator[Work]:
             yield Work(tuple(group), seed)
 
 
-def _measure(
-    setting: Setting, work: Work, options: argparse.Namespace, clock: Clock
-) -> Iterator[tuple[Method, dict[str, list[Piece]], str, tuple[str, ...]]]:
-    """(method, its pieces by budget, what it needs, devices) of every method of the work."""
+def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, clock: Clock) -> Iterator[Found]:
+    """Every method of the work, by the reader of prompts that are pruned token by token."""
+    unknown = [method for method in work.methods if method.policy not in METHODS]
+    for method in unknown:
+        yield method, {}, f"needs the method {method.policy!r}, which this version does not have", ()
+    work = replace(work, methods=tuple(method for method in work.methods if method not in unknown))
+    if not work.methods:
+        return
     paths = {method.policy: cell_path(options.cells, setting, method, work.seed) for method in work.methods}
     try:
         subject = subject_of(setting, work, options.runs)
         batches, examples = subject.examples()
     except UserError as error:
         for method in work.methods:
-            found, device = _stored(paths[method.policy], setting)
+            found, device = stored(paths[method.policy], setting)
             note = "as it was stored; to measure it: " if found else ""
             yield method, found, f"{note}{error}", device
         return
@@ -160,10 +172,10 @@ def _measure(
     def keys_of(method: Method) -> list[str]:
         return budgets if method.single is None else [method.single]
 
-    def done(method: Method) -> int:
-        return min(sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method))
+    def done(method: Method) -> dict[str, int]:
+        return {key: sum(cells[method.policy].holds(key, name) for name in names) for key in keys_of(method)}
 
-    if any(method.policy in cells and done(method) < len(names) for method in work.methods):
+    if any(method.policy in cells and min(done(method).values()) < len(names) for method in work.methods):
         print(f"{', '.join(method.name for method in work.methods)} (seed {work.seed}):", flush=True)
         try:
             measure(subject, batches, examples, policies, lambda policy: cells[policy.name], watch=clock.watch)
@@ -175,13 +187,21 @@ def _measure(
         if method.policy not in cells:
             yield method, {}, "needs examples that say which of their segments are needed", ()
             continue
-        cell, count = cells[method.policy], done(method)
+        cell = cells[method.policy]
         pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
-        missing = "" if count == len(names) else f"needs more time: {count} of {len(names)} batches are measured"
-        yield method, pieces, missing, cell.devices
+        yield method, pieces, time_needed(done(method), len(names)), cell.devices
 
 
-def _stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
+def time_needed(done: dict[str, int], batches: int) -> str:
+    """What is missing, by how many batches are done at each budget; "" where nothing is."""
+    short = {key: count for key, count in done.items() if count < batches}
+    if not short:
+        return ""
+    where = f" at {', '.join(short)}" if len(short) < len(done) else ""
+    return f"needs more time: {min(short.values())} of {batches} batches are measured{where}"
+
+
+def stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
     """What a file holds of the first examples, unchecked: what it was measured with cannot be loaded here."""
     try:
         cell = read_cell(path)
@@ -212,6 +232,8 @@ def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
         return float(np.mean([sum(getattr(p, name) for p in pieces) / len(rows("index", pieces)) for pieces in seeds]))
 
     arrays = {name: mean(name) for name in ("index", "nll", "em", "kept", "context")}
+    known = [name for name in OPTIONAL if all(getattr(p, name) is not None for pieces in seeds for p in pieces)]
+    arrays |= {name: mean(name) for name in known}
     return Column(**arrays, prune_seconds=seconds("prune_seconds"), model_seconds=seconds("model_seconds"))
 
 

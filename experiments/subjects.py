@@ -38,7 +38,7 @@ def subject_of(setting: Setting, work: Work, runs: Path) -> Subject:
     first = work.methods[0]
     config = config_of(setting, first, [method.policy for method in work.methods], work.seed)
     if not first.run:
-        return of_reader(config, _loaded(config.model.name, config.model.dtype))
+        return of_reader(config, loaded_reader(config.model.name, config.model.dtype))
     folder, command = training(setting, first, work.seed, runs)
     if not (folder / "config.json").exists():
         try:
@@ -62,7 +62,8 @@ def training(setting: Setting, method: Method, seed: int, runs: Path) -> tuple[P
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, dtype: str) -> Pretrained:
+def loaded_reader(name: str, dtype: str) -> Pretrained:
+    """A published model, kept for the next time that it is asked for."""
     return load(name, dtype=dtype)
 
 

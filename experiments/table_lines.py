@@ -21,7 +21,8 @@ class Line:
     """A line of the CSV file. Numbers are None where they are not known; `needs` then says what is missing.
 
     `budget`: "256 tokens", or a fraction. `metric`: "nll" or "em". `difference`: ours less this, on the same problems.
-    `tokens_kept`, `context_tokens`: means a prompt; the seconds too. `break_even`: see `break_even`.
+    `tokens_kept`, `context_tokens`: means a prompt, in entries where a cache is pruned; the seconds too.
+    `break_even`: see `break_even`. `entries_asked`, `cache_bytes`: of pruned caches, means a prompt.
     """
 
     reader: str
@@ -45,6 +46,8 @@ class Line:
     published: str = ""
     source: str = ""
     needs: str = ""
+    entries_asked: float | None = None
+    cache_bytes: float | None = None
 
 
 def metrics_of(setting: Setting) -> tuple[str, ...]:
@@ -63,7 +66,7 @@ def lines_of(table: Table, part: Part, resamples: int) -> list[Line]:
     cost = reading_cost(part)
     out = []
     for row in part.rows:
-        known = published(row.method.name, str(part.setting.task.get("name", "")))
+        known = published(row.method.name, part.setting.benchmark or str(part.setting.task.get("name", "")))
         text: dict[str, Any] = {
             "published": ", ".join(map(str, known)),
             "source": "; ".join(dict.fromkeys(entry.source for entry in known)),
@@ -120,6 +123,8 @@ def _line(
         tokens_kept=float(column.kept.mean()),
         prune_seconds=column.prune_seconds,
         model_seconds=column.model_seconds,
+        entries_asked=None if column.asked is None else float(column.asked.mean()),
+        cache_bytes=None if column.bytes is None else float(column.bytes.mean()),
         break_even=None if row.method.policy in ("none", "full") else break_even(column, cost),
         **text,
     )

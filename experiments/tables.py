@@ -20,6 +20,7 @@ TABLES = {
     "same_budget": "methods against the token budget, 1x to 20x, with seconds and break-even lengths",
     "more_candidates": "answer NLL and exact match against the number of candidates at a fixed budget",
     "ruler": "RULER-style tasks at any length: exact match of what needs no training, at shares of the context",
+    "kv_policies": "RULER-style tasks after pruning of the KV cache: every eviction policy at shares of the cache",
     "reasoning": "reasoning-gym families: exact match at the budget of a few shots out of a mixed pool",
     "ablations": "what of the method does the work: stages, rewards, curriculum, question, objectives",
     "estimators": "every gradient estimator of rcp.sampling against the exact gradient",
@@ -41,11 +42,19 @@ def main(name: str | None, argv: Sequence[str]) -> int:
 
 
 def run_table(
-    name: str, table: object, options: argparse.Namespace, also: Callable[[Sequence[Any]], str] = lambda parts: ""
+    name: str,
+    table: object,
+    options: argparse.Namespace,
+    also: Callable[[Sequence[Any]], str] = lambda parts: "",
+    measure_work: Any = None,
+    judged: Callable[[Any, Sequence[Any]], tuple[Any, Sequence[Any]]] = lambda table, parts: (table, parts),
 ) -> int:
     """Measures a table, writes its files and says where they are.
 
-    `also`: from the measured parts to more Markdown, which the end of the page gets.
+    Args:
+      also: from what is drawn to more Markdown, which the end of the page gets.
+      measure_work: see `experiments.measure.measured`.
+      judged: from the table and its measured parts to what is drawn of them.
     """
     from experiments.grid import Table
     from experiments.measure import measured
@@ -55,8 +64,8 @@ def run_table(
     assert isinstance(table, Table)
     options.cells = options.cells or options.output / "cells"
     use_compile_cache()
-    parts = measured(table, options)
-    write_table(name, table, parts, options.output, options.bootstrap)
+    drawn, parts = judged(table, measured(table, options, measure_work))
+    write_table(name, drawn, parts, options.output, options.bootstrap)
     if text := also(parts):
         with (options.output / f"{name}.md").open("a", encoding="utf-8") as page:
             page.write(f"\n{text}")

@@ -81,14 +81,15 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.train.parallel import use_compile_cache
 
     use_compile_cache()
-    from rcp.train.build import build
+    from rcp.train.build import stages_of
     from rcp.train.loop import run
 
-    result = run(build(config).stages, config, arguments.workdir)
+    result = run(stages_of(config), config, arguments.workdir)
     if not result.finished:
         print(f"stopped after step {result.step} of stage {result.stage}; the same command goes on from there")
         return 128 + (result.signal or 0)
-    print(f"trained: {arguments.workdir}. Next: rcp eval --workdir={arguments.workdir}")
+    judged = not (config.eviction.tasks or config.dynamic.on)  # by rcp eval
+    print(f"trained: {arguments.workdir}." + (f" Next: rcp eval --workdir={arguments.workdir}" if judged else ""))
     return 0
 
 

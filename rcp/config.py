@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rcp.config_dynamic import DynamicConfig
+from rcp.config_eviction import EvictionConfig
+
 OBJECTIVES = ("nll", "kl", "bce", "reinforce", "ppo", "entropy", "budget")
 """Names that `objectives` may hold; `rcp.objectives` has one function for each."""
 DEFAULT_METHODS = ("full", "none", "shorter", "random", "first", "last", "perplexity", "bm25", "oracle", "ours")
@@ -333,6 +336,8 @@ class Config:
     labels: LabelConfig = field(default_factory=LabelConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    eviction: EvictionConfig = field(default_factory=EvictionConfig)

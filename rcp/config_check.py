@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rcp.config import METHODS, OBJECTIVES, BudgetConfig, Config, EndpointConfig
+from rcp.config_eviction import problems
 from rcp.types import UserError
 
 
@@ -106,6 +107,9 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     for section in ("eval", "reward"):
         if _get(config, f"{section}.reader") == "openai":
             _check_endpoint(_get(config, f"{section}.endpoint"), f"{section}.endpoint", need)
+    for key, expected in problems(config.eviction):
+        need(False, f"eviction.{key}", expected)
+    config.dynamic.check(need)
     p = config.parallel
     need(p.num_processes > 0, "parallel.num_processes", "above 0")
     need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")

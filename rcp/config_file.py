@@ -143,7 +143,9 @@ def _make_absolute(values: dict[str, Any]) -> None:
         found = parent.get(name)
         return found if isinstance(found, dict) else {}
 
-    for task in (section(values, "task"), section(section(values, "reader"), "task")):
+    traced = section(section(values, "eviction"), "tasks")
+    own = [section(traced, name) for name in traced]
+    for task in (section(values, "task"), section(section(values, "reader"), "task"), *own):
         for key, value in task.items():
             if (key == "path" or key.endswith("_path")) and isinstance(value, str) and value:
                 task[key] = absolute(value)

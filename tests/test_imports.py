@@ -12,14 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BASE = {"types", "sampling"}
 LOWER = BASE | {"nn", "objectives", "policies", "eviction", "data", "pretrained"}
-CONFIG = {"config", "config_check", "config_fill", "config_file", "config_saved"}
+CONFIG = {"config", "config_eviction", "config_dynamic", "config_check", "config_fill", "config_file", "config_saved"}
 TRAIN = LOWER | CONFIG
 UPPER = TRAIN | {"train", "infer", "evaluate", "endpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "sampling": set(),
-    "config": {"types"},
-    "config_check": {"types", "config"},
+    "config_eviction": set(),
+    "config_dynamic": set(),
+    "config": {"types", "config_eviction", "config_dynamic"},
+    "config_check": {"types", "config", "config_eviction"},
     "config_fill": {"types", "config", "config_check"},
     "config_file": {"types", "config", "config_check", "config_fill"},
     "config_saved": {"types"} | CONFIG,

@@ -73,6 +73,14 @@ def test_both_sides_read_the_tokens_of_one_text():
     assert pieces == ["bob\nsaw\n\n", "a bob\n\n", "bob"]
 
 
+def test_every_part_is_timed_by_every_run_after_one_that_compiles(capsys):
+    called: list[tuple[str, int]] = []
+    runs = {name: lambda part, name=name: called.append((name, part)) for name in "ab"}
+    seconds = bench_prune.measure(runs, 2)
+    assert called == [("a", 0), ("b", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1)]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
 def test_agreement_is_measured_on_places():
     np.testing.assert_array_equal(beside.kept_places([5, 6, 5, 7, 8], [5, 7]), [False, False, True, True, False])
     assert beside.jaccard(np.array([True, True, False]), np.array([False, True, True])) == pytest.approx(1 / 3)
@@ -122,12 +130,13 @@ def test_every_scorer_that_is_timed_scores():
         assert found.segments.shape == (1, 3) and len(set(np.asarray(found.segments[0]).tolist())) == 3
 
 
-def test_ratios_are_of_the_same_repeat():
+def test_ratios_are_of_the_same_part():
     seconds = {bench_prune.PREFILL: [1.0, 2.0, 4.0], bench_prune.ALONE: [0.1, 0.4, 0.4]}
     seconds[bench_prune.THEIRS] = [2.0, 4.0, 8.0]
     alone = bench_prune.report(seconds)[1]
     assert alone["over_prefill"] == pytest.approx(0.1) and alone["over_llmlingua"] == pytest.approx(0.05)
-    assert (alone["low"], alone["seconds"], alone["high"]) == (0.1, 0.4, 0.4)
+    assert (alone["over_prefill_low"], alone["over_prefill_high"]) == pytest.approx((0.1, 0.2))
+    assert alone["seconds"] == pytest.approx(0.9)
     batches = bench_prune.batches_of(long_prompts(Letters(), 3, 120), Letters(), 2)
     assert [len(batch.tokens) for batch in batches] == [2, 1]
     assert {batch.tokens.shape[1] for batch in batches} == {120} and not any((b.role == 4).any() for b in batches)

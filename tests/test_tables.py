@@ -135,6 +135,12 @@ def test_the_files_can_be_read(world: World, part: Part, capsys: pytest.CaptureF
     assert "ours less each" in capsys.readouterr().out
 
 
+def test_what_is_missing_is_said_of_the_budget_that_misses_it() -> None:
+    assert measure.time_needed({"8 tokens": 3, "16 tokens": 3}, 3) == ""
+    assert measure.time_needed({"8 tokens": 3, "16 tokens": 1}, 3).endswith("1 of 3 batches are measured at 16 tokens")
+    assert measure.time_needed({"8 tokens": 0, "16 tokens": 1}, 3).endswith("0 of 3 batches are measured")
+
+
 def test_a_table_goes_on_where_it_was_stopped(
     world: World, part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,7 @@ def features(
     stored: Stored = SINGLE,
 ) -> Work:
     """What the scorer reads of the model. "cot_influx", and "pooled" with `apart`, read each segment by itself, the
-    weights once for each, none known from a prompt before (`rcp.infer.sight`).
+    weights once for each, none known from a prompt before (`rcp.nn.sight`).
     """
     if scorer.kind == "standalone":
         return NOTHING

@@ -1,7 +1,8 @@
-"""A tokenizer for closed vocabularies, for models trained from scratch."""
+"""Tokenizers for models trained from scratch: of a closed vocabulary, and of characters."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 from rcp.types import UserError
@@ -38,3 +39,23 @@ class SymbolTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(" " + self.symbols[int(i)] for i in ids)
+
+
+class CharacterTokenizer:
+    """Each character is a token: those of ASCII that print, space and line feed. Any other one is the replacement sign.
+
+    Ids: 0 padding, 1 end, 2 the replacement sign, then the others.
+    """
+
+    def __init__(self) -> None:
+        self.symbols = (PAD, EOS, "\ufffd", *string.printable[:-5], "\n")
+        self.vocab_size = len(self.symbols)
+        self.pad_id = 0
+        self.eos_id = 1
+        self._ids = {symbol: number for number, symbol in enumerate(self.symbols)}
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(character, 2) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.symbols[int(i)] for i in ids)

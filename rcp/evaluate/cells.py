@@ -22,6 +22,7 @@ from rcp.types import Batch
 
 FORMAT = 1
 ROWS = ("index", "group", "context", "answer_tokens", "kept", "nll_sum", "em")
+OPTIONAL = ("asked", "bytes")
 SECONDS = ("prune_seconds", "model_seconds")
 
 
@@ -30,7 +31,8 @@ class Piece:
     """One batch at one budget, without its rows of weight 0. Arrays as in `Results`, for these n examples.
 
     `nll_sum`: over the answer's tokens, as the reader gave it. `keep`: the mask bool [n, tokens], or None where it is
-    not shown. The seconds are those of the whole batch.
+    not shown. The seconds are those of the whole batch. Of pruned caches `context` and `kept` count entries, `asked` is
+    how many were asked for and `bytes` what the arrays take that hold what was kept; else those are None.
     """
 
     index: np.ndarray
@@ -43,6 +45,8 @@ class Piece:
     keep: np.ndarray | None
     prune_seconds: float
     model_seconds: float
+    asked: np.ndarray | None = None
+    bytes: np.ndarray | None = None
 
     @property
     def nll(self) -> np.ndarray:
@@ -99,6 +103,9 @@ class Cell:
         pieces, names = list(self.pieces.values()), list(self.pieces)
         masks = [piece.keep for piece in pieces if piece.keep is not None]
         arrays: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ROWS}
+        for name in OPTIONAL:
+            if all(getattr(piece, name) is not None for piece in pieces):
+                arrays[name] = np.concatenate([getattr(piece, name) for piece in pieces])
         arrays |= {name: np.array([getattr(piece, name) for piece in pieces]) for name in SECONDS}
         arrays |= {
             "rows": np.array([len(piece.index) for piece in pieces], np.int32),
@@ -146,7 +153,7 @@ def read_cell(path: Path) -> Cell:
     for number, name in enumerate(meta["pieces"]):
         rows = slice(ends[number] - data["rows"][number], ends[number])
         mask = bits[starts[number] : starts[number] + areas[number]] if data["mask_tokens"][number] else None
-        values: dict[str, Any] = {key: data[key][rows] for key in ROWS}
+        values: dict[str, Any] = {key: data[key][rows] for key in (*ROWS, *OPTIONAL) if key in data}
         values |= {key: float(data[key][number]) for key in SECONDS}
         values["keep"] = None if mask is None else mask.reshape(-1, data["mask_tokens"][number])
         cell.pieces[tuple(name)] = Piece(**values)

@@ -29,6 +29,19 @@ COLOURS = {
     "shorter": "#a04000",
     "full": "#000000",
     "none": "#999999",
+    "ours+ada": "#e67e22",
+    "ours+global": "#f1948a",
+    "sinks_window": "#d68910",
+    "h2o": "#16a085",
+    "tova": "#7d6608",
+    "snapkv": "#2980b9",
+    "snapkv+ada": "#1f618d",
+    "pyramidkv": "#5dade2",
+    "expected_attention": "#8e44ad",
+    "expected_attention+ada": "#bb8fce",
+    "keydiff": "#d2527f",
+    "kvzip": "#27ae60",
+    "kvzip+uniform": "#82e0aa",
 }
 LABELS = {"em": "exact match", "nll": "answer NLL (nats a token)"}
 MARKERS = {
@@ -47,6 +60,19 @@ MARKERS = {
     "first": "<",
     "last": ">",
     "shorter": "^",
+    "ours+ada": "o",
+    "ours+global": "o",
+    "sinks_window": ">",
+    "h2o": "<",
+    "tova": "v",
+    "snapkv": "s",
+    "snapkv+ada": "h",
+    "pyramidkv": "p",
+    "expected_attention": "*",
+    "expected_attention+ada": "P",
+    "keydiff": "X",
+    "kvzip": "d",
+    "kvzip+uniform": "H",
 }
 
 

@@ -77,9 +77,6 @@ def make_policies(
         print("oracle: left out, the task does not know which segments are needed")
         methods = [method for method in methods if method != "oracle"]
 
-    def piece() -> int:
-        return max(longest(batches, (Role.QUESTION,)), longest(batches, (), 1))
-
     def answer() -> int:
         return max(int(np.max(np.sum(batch.role == Role.ANSWER, axis=1))) for batch in batches)
 
@@ -92,8 +89,8 @@ def make_policies(
         **POLICIES,
         "perplexity": lambda: Perplexity.of(model),
         "bm25": lambda: Bm25(decode),
-        "embedding": lambda: Embedding.of(model, length=piece()),
-        "mmr": lambda: Mmr.of(model, length=piece()),
+        "embedding": lambda: Embedding.of(model),
+        "mmr": lambda: Mmr.of(model),
         "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
         "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
         "selective": lambda: Selective.of(model, decode=decode),

@@ -114,6 +114,11 @@ class EvictionPolicy:
     def needs(self) -> Needs:
         return Needs()
 
+    @property
+    def streams(self) -> bool:
+        """Whether it can score entries of which each head holds its own, while more is read (`rcp.eviction.stream`)."""
+        return not (self.needs.reconstruction or self.needs.hidden)
+
     def scores(
         self, seen: Seen, *, budget: Int[Array, " batch"] | None = None, keys: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch kv_heads entries"]:

@@ -128,7 +128,23 @@ def _repacked(run: Entries, after: Int[Array, " batch"], frequencies: Array) -> 
     """Keys turned from where they stood to places that end just before `after`."""
     place = jnp.arange(run.capacity, dtype=jnp.int32)[None, None, :, None]
     position = after[None, :, None, None] - run.length[:, :, None] + place
-    there = place < run.length[:, :, None]
+    return _turned(run, position, place < run.length[:, :, None], frequencies)
+
+
+def moved(context: Context, position: Int[Array, " batch"], frequencies: Float[Array, " half"]) -> Context:
+    """The context with every key as far on as its next position is moved to `position`.
+
+    Rotary attention knows differences of positions alone: what is read behind it finds the same.
+    """
+    by = (position - context.position)[None, :, None, None]
+    runs = tuple(
+        _turned(run, run.position + by, jnp.ones(run.position.shape, bool), frequencies) for run in context.runs
+    )
+    return Context(runs, position)
+
+
+def _turned(run: Entries, position: Array, there: Array, frequencies: Array) -> Entries:
+    """Keys turned from where they stood to new positions, where there are any."""
     turn = jnp.where(there, position - run.position, 0).astype(jnp.float32)
     angle = turn[..., None] * frequencies[None, None, None, None]
     k = rotate(run.k.astype(jnp.float32), jnp.cos(angle), jnp.sin(angle)).astype(run.k.dtype)
@@ -150,9 +166,16 @@ def stepped(counts: Sequence[int] | np.ndarray, multiple: int = 64, runs: int = 
     return tuple(int(max(1, -(-int(counts[piece].max()) // multiple)) * multiple) for piece in pieces for _ in piece)
 
 
-def mask_entries(found: Candidates, keep: Bool[Array, "batch layers kv_heads entries"]) -> Context:
-    """The same entries with nothing gathered: those dropped weigh 0. For training, and to hold compaction to."""
+def mask_entries(
+    found: Candidates,
+    keep: Bool[Array, "batch layers kv_heads entries"] | Float[Array, "batch layers kv_heads entries"],
+) -> Context:
+    """The same entries with nothing gathered: those dropped weigh 0. For training, and to hold compaction to.
+
+    Weights in [0, 1] in place of a boolean mask are differentiable, those of dropped entries too (`rcp.nn.attention`).
+    """
     layers, batch, entries, heads = found.valid.shape
-    weight = jnp.swapaxes(jnp.swapaxes(keep, 0, 1), 2, 3) & found.valid
+    weight = jnp.swapaxes(jnp.swapaxes(keep, 0, 1), 2, 3)
+    weight = jnp.where(found.valid, weight, jnp.zeros((), weight.dtype))
     length = jnp.full((layers, batch, heads), entries, jnp.int32)
     return Context((Entries(found.k, found.v, found.position, length, weight),), found.next)

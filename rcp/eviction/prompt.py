@@ -210,6 +210,13 @@ def context_entries(read: ReadPrompt) -> Int[Array, " batch"]:
     return jnp.sum((slots < read.cache.length[:, None]) & ~read.question, axis=1, dtype=jnp.int32)
 
 
+def taken_back(read: ReadPrompt, kept: Kept, count: int | Int[Array, ""]) -> tuple[ReadPrompt, Kept]:
+    """The prompt and what is kept of it without its last `count` tokens, which may then be read once more."""
+    cache = read.cache._replace(length=read.cache.length - count, position=read.cache.position - count)
+    there = jnp.arange(cache.capacity, dtype=jnp.int32)[None] < cache.length[:, None]
+    return read._replace(cache=cache), kept._replace(keep=kept.keep & there[:, None, None])
+
+
 def prune(
     model: Transformer, read: ReadPrompt, kept: Kept, capacities: int | Sequence[int], *, repack: bool = False
 ) -> Context:

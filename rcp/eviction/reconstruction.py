@@ -22,6 +22,7 @@ from rcp.nn.cache import KVCache, as_context, tail_of
 from rcp.nn.chunk import LayerRead, read_chunk
 from rcp.nn.layout import first_tokens
 from rcp.nn.transformer import Transformer
+from rcp.types import Tokenizer
 
 BRIDGE = 8  # last tokens of the chunk before, which say where to go on
 
@@ -44,6 +45,13 @@ class Repeat:
     suffix: tuple[int, ...] = ()
     chunk: int = 2048
     sinks: int = 4
+
+
+def repeat_of(tokenizer: Tokenizer) -> Repeat:
+    """As kvpress asks a model without a chat template."""
+    first = tokenizer.encode("\n\nRepeat the previous context exactly.")
+    later = tokenizer.encode("\n\nRepeat the part of the previous context exactly, starting with")
+    return Repeat(tuple(first), tuple(later), tuple(tokenizer.encode("\n")))
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ def start(model: Transformer, eviction: Eviction, batch: int, *, size: int, chun
     zero = jnp.zeros(cache.k.shape[:4], jnp.int32)
     entries = Entries(cache.k, cache.v, zero, jnp.zeros((c.n_layers, batch, c.n_kv_heads), jnp.int32))
     needs = eviction.policy.needs
-    if needs.reconstruction or needs.hidden:
+    if not eviction.policy.streams:
         raise ValueError(
-            f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, or wants the hidden states of "
-            "tokens whose entries only some heads still hold (score those in `observe`)"
+            f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, looks at a question, or wants "
+            "all of a token when only some heads still hold its entries (score those in `observe`)"
         )
     return Stream(Context((entries,), cache.position), statistics.start(needs, model, batch, size + chunk))
 

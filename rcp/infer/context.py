@@ -7,25 +7,23 @@ Query-aware: the question is read with the context, so that policies see it, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
-from rcp import sampling
-from rcp.eviction.base import Needs
-from rcp.eviction.compaction import needed, stepped
-from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt, choose, context_entries, prune, read_prompt
+from rcp.eviction.base import Needs, Statistics
+from rcp.eviction.compaction import stepped
+from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt
 from rcp.eviction.reconstruction import Repeat
-from rcp.infer.generate import Generated, decode
+from rcp.infer import programs
+from rcp.infer.generate import Generated
+from rcp.infer.lossless import Lossless
 from rcp.infer.sample import Sampling
-from rcp.nn.cache import Context, quantised, repeated_context, tail_of
-from rcp.nn.chunk import read_chunk
-from rcp.nn.step import Weights, unstacked
+from rcp.nn.cache import Context
+from rcp.nn.step import Weights
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
 
@@ -47,32 +45,16 @@ class PrunedContext(NamedTuple):
     logits: Array
 
 
-def answer(
-    model: Transformer,
-    context: Context,
-    tokens: Int[Array, "batch tokens"],
-    *,
-    valid: Bool[Array, "batch tokens"] | None = None,
-    max_new: int,
-    eos_ids: Sequence[int] = (),
-    pad_id: int = 0,
-    drawn: Sampling | None = None,
-    weights: Weights | None = None,
-) -> Generated:
-    """Continuations of `tokens` read behind a context. A context of one example serves every row. For use in `jit`.
-
-    `weights`: as in `rcp.infer.generate.decode`.
+class LosslessAnswers(NamedTuple):
+    """Attributes:
+    ids: the continuations.
+    drafted, accepted, blocks: of each, int [batch]; see `rcp.infer.lossless.Lossless`.
     """
-    rows, width = tokens.shape
-    if len(context.position) != rows:
-        context = repeated_context(context, rows // len(context.position))
-    tail = tail_of(context, width + max_new, model.dtype)
-    h, tail, _ = read_chunk(model, tokens, tail, context=context, valid=valid, slots=0)
-    there = jnp.ones(tokens.shape, bool) if valid is None else valid
-    last = jnp.max(jnp.where(there, jnp.arange(width)[None], 0), axis=1)
-    logits = model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0])
-    options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return decode(model, logits, tail, sampling=drawn, context=context, weights=weights, **options)[0]
+
+    ids: list[list[int]]
+    drafted: np.ndarray
+    accepted: np.ndarray
+    blocks: np.ndarray
 
 
 class ContextModel:
@@ -128,7 +110,7 @@ class ContextModel:
         tokens, valid = self._padded(rows)
         lengths = np.asarray([len(context) for context in contexts])
         question = valid & (np.arange(tokens.shape[1])[None] >= lengths[:, None])
-        return _read(
+        return programs.read(
             self._graph,
             self._params,
             tokens,
@@ -147,12 +129,14 @@ class ContextModel:
         keep_tokens: int | None = None,
         forced: Bool[Array, "batch entries"] | None = None,
         keys: Array | None = None,
+        take_back: int = 0,
     ) -> PrunedContext:
         """Keeps exactly max(1, floor(keep_rate * tokens)) entries a head, the mean over layers and heads.
 
         Args:
           keep_tokens: in place of a rate: so many entries a head, or all where there are fewer.
           forced, keys: see `rcp.eviction.prompt.choose`.
+          take_back: last tokens, of the question, that policies see and that are then to be read again behind the rest.
 
         Raises:
           UserError: a rate outside (0, 1], or no tokens to keep.
@@ -160,12 +144,13 @@ class ContextModel:
         if not 0 < keep_rate <= 1 or (keep_tokens is not None and keep_tokens < 1):
             raise UserError(f"keep_rate {keep_rate}, keep_tokens {keep_tokens}: expected a rate in (0, 1], tokens > 0")
         most = np.int32(np.iinfo(np.int32).max if keep_tokens is None else keep_tokens)
-        kept, capacity, counts = _choose(
+        kept, capacity, counts = programs.choose(
             self._graph, self._params, read, np.float32(keep_rate), most, forced, keys, eviction=self.eviction
         )
-        capacities = stepped(np.asarray(capacity), self._multiple, self._runs)
+        capacities = self._capacities(np.asarray(capacity), read.cache.capacity)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
-        context = _prune(self._graph, self._params, read, kept, **options)
+        read = read._replace(statistics=Statistics())  # so that readings with other needs share a program
+        context = programs.prune(self._graph, self._params, read, kept, np.int32(take_back), **options)
         asked, left, entries = (np.asarray(x) for x in counts)
         return PrunedContext(context, asked, left, entries, read.logits)
 
@@ -178,27 +163,71 @@ class ContextModel:
           UserError: an empty question, or neither one context nor one for each.
         """
         context = pruned.context if isinstance(pruned, PrunedContext) else pruned
+        tokens, valid = self._asked(context, questions)
+        options = self._decoding(max_new)
+        given = (context, tokens, valid, drawn, self.weights)
+        return self._ids(programs.answer(self._graph, self._params, *given, **options))
+
+    def answer_lossless(
+        self,
+        read: ReadPrompt,
+        pruned: PrunedContext | Context,
+        questions: Sequence[Sequence[int]] | None = None,
+        *,
+        gamma: int = 4,
+        max_new: int = 64,
+        drawn: Sampling | None = None,
+    ) -> LosslessAnswers:
+        """What the whole context answers, drafted behind the pruned one; see `rcp.infer.lossless`.
+
+        Args:
+          read: what `pruned` was made of, in a batch of one or as many as there are questions.
+          questions: None goes on from what was read, the question with it.
+          gamma: tokens drafted a block.
+
+        Raises:
+          UserError: as `answer`; no token to draft or to decode; a context of int8 whose positions are repacked.
+        """
+        if gamma < 1 or max_new < 1:
+            raise UserError(f"gamma {gamma}, max_new {max_new}: expected both from 1 on")
+        if self._int8 and self.eviction.repack:
+            raise UserError("lossless decoding turns repacked keys back to their positions: int8 keys cannot be turned")
+        context = pruned.context if isinstance(pruned, PrunedContext) else pruned
+        if len(context.position) != len(read.logits):
+            raise UserError(f"{len(context.position)} pruned contexts, {len(read.logits)} read: expected the same ones")
+        tokens = valid = None
+        if questions is not None:
+            tokens, valid = self._asked(context, questions)
+        options = self._decoding(max_new) | {"gamma": gamma, "turned": self.eviction.repack}
+        both = (read.cache, read.logits, context)
+        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, **options)
+        counts = (np.asarray(x) for x in (found.drafted, found.accepted, found.blocks))
+        return LosslessAnswers(self._ids(found), *counts)
+
+    def go_on(self, pruned: PrunedContext, *, max_new: int = 64, drawn: Sampling | None = None) -> list[list[int]]:
+        """Continuations of what was read, the question with it."""
+        given = (pruned.context, pruned.logits, drawn, self.weights)
+        return self._ids(programs.go_on(self._graph, self._params, *given, **self._decoding(max_new)))
+
+    @cached_property
+    def weights(self) -> Weights:
+        """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
+        return programs.weights_of(self._graph, self._params)
+
+    def _capacities(self, counts: np.ndarray, entries: int) -> tuple[int, ...]:
+        """One a layer, which hold `counts` entries of each; there are `entries` slots before pruning."""
+        return stepped(counts, self._multiple, self._runs)
+
+    def _decoding(self, max_new: int) -> dict[str, Any]:
+        return {"max_new": max_new, "eos_ids": self._eos_ids, "pad_id": self._pad_id}
+
+    def _asked(self, context: Context, questions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         if not questions or not all(map(len, questions)) or len(context.position) not in (1, len(questions)):
             raise UserError(
                 f"{len(questions)} questions for {len(context.position)} contexts: expected one context, or one for "
                 "each question, and no empty question"
             )
-        tokens, valid = self._padded(questions)
-        given = (context, tokens, valid, drawn, self.weights)
-        return self._ids(_answer(self._graph, self._params, *given, **self._decoding(max_new)))
-
-    def go_on(self, pruned: PrunedContext, *, max_new: int = 64, drawn: Sampling | None = None) -> list[list[int]]:
-        """Continuations of what was read, the question with it."""
-        given = (pruned.context, pruned.logits, drawn, self.weights)
-        return self._ids(_go_on(self._graph, self._params, *given, **self._decoding(max_new)))
-
-    @cached_property
-    def weights(self) -> Weights:
-        """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
-        return _unstacked(self._graph, self._params)
-
-    def _decoding(self, max_new: int) -> dict[str, Any]:
-        return {"max_new": max_new, "eos_ids": self._eos_ids, "pad_id": self._pad_id}
+        return self._padded(questions)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         width = -(-max(map(len, rows)) // self._multiple) * self._multiple
@@ -208,52 +237,6 @@ class ContextModel:
             tokens[i, : len(row)], valid[i, : len(row)] = row, True
         return tokens, valid
 
-    def _ids(self, out: Generated) -> list[list[int]]:
+    def _ids(self, out: Generated | Lossless) -> list[list[int]]:
         lengths = np.asarray(out.length)
         return [row[:length].tolist() for row, length in zip(np.asarray(out.tokens), lengths, strict=True)]
-
-
-@partial(jax.jit, static_argnames=("graph", "needs", "chunk", "repeat"))
-def _read(graph, params, tokens, valid, question, *, needs, chunk, repeat):
-    model = nnx.merge(graph, params)
-    return read_prompt(model, tokens, valid=valid, question=question, needs=needs, chunk=chunk, repeat=repeat)
-
-
-@partial(jax.jit, static_argnames=("graph", "eviction"))
-def _choose(graph, params, read, rate, most, forced, keys, *, eviction):
-    """Which entries are kept, how many a head of each layer holds at most, and (asked, kept, there) of each example."""
-    model = nnx.merge(graph, params)
-    tokens = context_entries(read)
-    budget = jnp.minimum(sampling.count_of_rate(tokens, rate), most)
-    kept = choose(model, read, eviction, budget, forced=forced, keys=keys)
-    heads = kept.keep.shape[2]
-    of_context = kept.keep & ~read.question[:, None, None]
-    asked = heads * kept.budget.sum(axis=1)
-    there = heads * kept.budget.shape[1] * tokens
-    return kept, needed(kept.keep), (asked, of_context.sum(axis=(1, 2, 3)), there)
-
-
-@partial(jax.jit, static_argnames=("graph", "capacities", "repack", "int8"))
-def _prune(graph, params, read, kept, *, capacities, repack, int8):
-    context = prune(nnx.merge(graph, params), read, kept, capacities, repack=repack)
-    return quantised(context) if int8 else context
-
-
-@partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
-def _answer(graph, params, context, tokens, valid, drawn, weights, *, max_new, eos_ids, pad_id):
-    model = nnx.merge(graph, params)
-    options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return answer(model, context, tokens, valid=valid, drawn=drawn, weights=weights, **options)
-
-
-@partial(jax.jit, static_argnames=("graph", "max_new", "eos_ids", "pad_id"))
-def _go_on(graph, params, context, logits, drawn, weights, *, max_new, eos_ids, pad_id):
-    model = nnx.merge(graph, params)
-    tail = tail_of(context, max_new, model.dtype)
-    options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return decode(model, logits, tail, sampling=drawn, context=context, weights=weights, **options)[0]
-
-
-@partial(jax.jit, static_argnames="graph")
-def _unstacked(graph, params):
-    return unstacked(nnx.merge(graph, params))

@@ -14,8 +14,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.infer.sample import Sampling, next_token, sample_keys
-from rcp.nn.cache import Context, KVCache, append, repeated
-from rcp.nn.step import Weights, as_tokens, laid_out, room, step, unstacked
+from rcp.nn.cache import Context, KVCache, append, repeated, tail_of
+from rcp.nn.chunk import read_chunk
+from rcp.nn.step import Weights, as_tokens, laid_out, step, unstacked
+from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
 
@@ -46,13 +48,30 @@ def prefill(
     """
     batch, width = tokens.shape
     cache = model.new_cache(batch, max(capacity, width))
-    h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache)
+    h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache, slots=0)
     if valid is None:
         last = jnp.full((batch,), width - 1)
     else:
         last = jnp.max(jnp.where(valid, jnp.arange(width)[None, :], 0), axis=1)
     h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
     return model.logits(h), cache._replace(k=cache.k[:, :, :capacity], v=cache.v[:, :, :capacity])
+
+
+def prefill_behind(
+    model: Transformer,
+    context: Context,
+    tokens: Int[Array, "batch tokens"],
+    *,
+    valid: Bool[Array, "batch tokens"] | None = None,
+    room: int,
+) -> tuple[Float[Array, "batch vocab"], KVCache]:
+    """Reads tokens behind a context: the logits after each example's last one, and the tail with `room` for more."""
+    width = tokens.shape[1]
+    tail = tail_of(context, width + room, model.dtype)
+    h, tail, _ = read_chunk(model, tokens, tail, context=context, valid=valid, slots=0)
+    there = jnp.ones(tokens.shape, bool) if valid is None else valid
+    last = jnp.max(jnp.where(there, jnp.arange(width)[None], 0), axis=1)
+    return model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]), tail
 
 
 def decode(
@@ -100,7 +119,7 @@ def decode(
     start = (
         jnp.int32(0),
         logits,
-        room(model, batch, max_new),
+        room_for(model, batch, max_new),
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new), pad_id, jnp.int32),
         none,

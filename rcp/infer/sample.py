@@ -28,8 +28,10 @@ class Sampling(NamedTuple):
     top_p: Float[Array, ""] | float | None = None
 
 
-def next_token(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""] | int) -> Array:
-    """The next token of each example, int32 [batch]; `step` numbers the draws of a continuation."""
+def next_token(
+    logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, " batch"] | Int[Array, ""] | int
+) -> Int[Array, " batch"]:
+    """The next token of each example; `step` numbers the draws of a continuation, one number or one an example."""
     if sampling is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     temperature = jnp.asarray(sampling.temperature, jnp.float32)
@@ -37,7 +39,7 @@ def next_token(logits: Float[Array, "batch vocab"], sampling: Sampling | None, s
     if sampling.top_p is not None:
         probs = jax.nn.softmax(logits / jnp.maximum(temperature, SMALLEST), axis=-1)
         logits = jnp.where(nucleus(probs, sampling.top_p), logits, -jnp.inf)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(sampling.keys)
+    keys = jax.vmap(jax.random.fold_in)(sampling.keys, jnp.broadcast_to(jnp.asarray(step), sampling.keys.shape))
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 

@@ -14,10 +14,10 @@ from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.config_file import differing_keys, load_config
-from rcp.infer.sight import PieceStates
 from rcp.nn.pieces import mean_states
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import Reading
+from rcp.nn.sight import PieceStates
 from rcp.train.build import Build, build, make_task
 from rcp.train.loop import restore
 from rcp.types import Batch, UserError

@@ -86,7 +86,7 @@ def attention(
     if block is None:
         block = tokens if tokens <= DENSE_LIMIT else BLOCK
     if block >= tokens:
-        out = _attend_block(q, (k, v, valid, keep), past, jnp.int32(0))
+        out = attend_block(q, (k, v, valid, keep), past, jnp.int32(0))
     else:
         out = _attend_in_blocks(q, k, v, valid, keep, past, block)
     return out.reshape(batch, tokens, heads, dim)
@@ -97,7 +97,7 @@ def _attend_in_blocks(q, k, v, valid, keep, past, block):
     tokens = q.shape[1]
     blocks = -(-tokens // block)
     per_group = -(-blocks // MAX_GROUPS)
-    attend = jax.checkpoint(_attend_block) if tokens > REMATERIALISE else _attend_block
+    attend = jax.checkpoint(attend_block) if tokens > REMATERIALISE else attend_block
     outputs = []
     for first in range(0, blocks, per_group):
         start, end = first * block, min((first + per_group) * block, tokens)
@@ -135,8 +135,11 @@ def query_key_scores(q: Array, k: Array) -> Array:
     return scores.reshape(batch, heads, group, queries, k.shape[1]) * dim**-0.5
 
 
-def _attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
-    """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given."""
+def attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
+    """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given.
+
+    `seen`: (k, v, valid or None, keep or None) as in `attention`; keep may also be one a query, [batch, queries, keys].
+    """
     k, v, valid, keep = seen
     row = start + jnp.arange(q.shape[1])[None, :, None]
     column = jnp.arange(k.shape[1])[None, None, :]
@@ -147,7 +150,8 @@ def _attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
     scores = query_key_scores(q, k)
     weight = None
     if keep is not None:
-        weight = jnp.where(own, 1.0, keep.astype(jnp.float32)[:, None, :]) * allowed
+        by_query = keep.astype(jnp.float32)
+        weight = jnp.where(own, 1.0, by_query if keep.ndim == 3 else by_query[:, None, :]) * allowed
         counted = (weight > 0)[:, None, None]
         weight = weight[:, None, None]
     else:

@@ -139,7 +139,10 @@ def repeated(cache: KVCache, times: int) -> KVCache:
     return KVCache(k, v, jnp.repeat(cache.length, times), jnp.repeat(cache.position, times))
 
 
-def repeated_context(context: Context, times: int) -> Context:
-    """Each example's entries `times` times, one after the other."""
+def for_rows(context: Context, rows: int) -> Context:
+    """Each example's entries as often as makes `rows` of them, one after the other; a multiple of their number."""
+    times = rows // len(context.position)
+    if times == 1:
+        return context
     runs = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.runs)
     return Context(runs, jnp.repeat(context.position, times))

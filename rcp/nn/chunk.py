@@ -120,7 +120,7 @@ def _read_layer(
 ) -> tuple[Array, Any]:
     """One layer: the hidden states after it; its new keys and values, and what has been observed."""
     number, run, seen = each["number"], each["run"], each["observed"]
-    w = readable(each["weights"] if "weights" in each else _pick(weights, number))
+    w = readable(each["weights"] if "weights" in each else pick_layer(weights, number))
     p = model.project(w, h, chunk.rope)
     past = _past(run, each["tail"], chunk.length)
     mixed = attention(p.q, p.k, p.v, valid=chunk.valid, past=past or None)
@@ -140,5 +140,6 @@ def _past(run: Entries | None, tail: tuple[Array, Array] | None, length: Int[Arr
     return tuple(parts)
 
 
-def _pick(stacked: Any, number: Int[Array, ""]) -> Any:
+def pick_layer(stacked: Any, number: Int[Array, ""]) -> Any:
+    """One layer's part of stacked parameters."""
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, keepdims=False), stacked)

@@ -1,7 +1,7 @@
 """The mean early state of each piece of a prompt, of every segment and of the question, each read by itself.
 
 A piece's state then depends on its own tokens alone: worked examples of a fixed pool come again in prompt after
-prompt, and need be read once (`rcp.infer.sight`). Each token's state is scaled to unit mean square before the mean is
+prompt, and need be read once (`rcp.nn.sight`). Each token's state is scaled to unit mean square before the mean is
 taken: the first token's is far larger than the rest, and would otherwise tell only how long the piece is.
 """
 

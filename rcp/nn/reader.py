@@ -55,12 +55,28 @@ def read(
       log_probs: also return those of the whole vocabulary, all at once in memory.
     """
     h = model.hidden(batch.tokens, lengths=prompt_lengths(batch), keep=keep, positions=positions)
-    answer = batch.role == Role.ANSWER
+    return judge(model, h, batch.tokens, batch.role == Role.ANSWER, max_answer=max_answer, log_probs=log_probs)
+
+
+def judge(
+    model: Transformer,
+    h: Float[Array, "batch tokens dim"],
+    tokens: Int[Array, "batch tokens"],
+    answer: Bool[Array, "batch tokens"],
+    *,
+    max_answer: int,
+    log_probs: bool = False,
+) -> Reading:
+    """What the final hidden states of some tokens say of the gold answer among them.
+
+    Args:
+      answer: its tokens, side by side, none of them the first of its row.
+    """
     first = jnp.argmax(answer, axis=1).astype(jnp.int32)[:, None]
     place = first + jnp.arange(max_answer, dtype=jnp.int32)[None]
-    inside = jnp.minimum(place, batch.role.shape[1] - 1)
+    inside = jnp.minimum(place, tokens.shape[1] - 1)
     mask = jnp.take_along_axis(answer, inside, axis=1) & (place == inside)
-    target = jnp.take_along_axis(batch.tokens, inside, axis=1)
+    target = jnp.take_along_axis(tokens, inside, axis=1)
     before = jnp.maximum(inside - 1, 0)
     states = jnp.take_along_axis(h, before[..., None], axis=1)
     nll, best = next_token(model, states, target, mask)

@@ -102,6 +102,7 @@ class Transformer(nnx.Module):
         lengths: Int[Array, " batch"] | None = None,
         keep: Array | None = None,
         cache: KVCache | None = None,
+        slots: int | None = None,
         start: int = 0,
         stop: int | None = None,
         inputs: Float[Array, "batch tokens dim"] | None = None,
@@ -118,6 +119,7 @@ class Transformer(nnx.Module):
           keep: [batch, tokens] or [layers, batch, tokens] in [0, 1], see `rcp.nn.attention`. With a cache it must be
             [batch, tokens] and hard: tokens with keep 0 are not stored, so that later tokens do not see them.
           cache: tokens read before; the new keys and values are appended to it.
+          slots: static bound on the tokens read before: later slots of the cache are not looked at, at 0 none of it.
           start, stop: run only these layers; `stop=None` means to the end, and then the final norm is applied.
           inputs: hidden states to start from (the output of `hidden(..., stop=start)`), in place of embeddings.
 
@@ -147,11 +149,14 @@ class Transformer(nnx.Module):
             stacked["keep"] = keep
         if (start, last) != (0, self.config.n_layers):
             stacked = jax.tree.map(lambda x: x[start:last], stacked)
-        if cache is not None:
-            stacked["past"] = (cache.k, cache.v)
+        if cache is not None and slots != 0:
+            stacked["past"] = (cache.k[:, :, :slots], cache.v[:, :, :slots])
 
         def body(h, layer):
-            past = Past(layer["past"][0], layer["past"][1], cache.length) if cache is not None else None
+            past = None
+            if cache is not None and "past" in layer:
+                k, v = layer["past"]
+                past = Past(k, v, cache.length)
             h, k, v = self._layer(layer["weights"], h, rope, padding, layer.get("keep", keep), past)
             return h, ((k, v) if cache is not None else None)
 

@@ -12,18 +12,15 @@ ranking goes on to the last segment, so that it serves every budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn.layout import segment_exists
 from rcp.nn.pruner import Scores
-from rcp.policies.base import ReaderPolicy, spread_segments
-from rcp.policies.embedding import embed_pieces
+from rcp.policies.base import spread_segments
+from rcp.policies.embedding import PiecePolicy, unit_embeddings
 from rcp.types import Batch
 
 
@@ -50,9 +47,9 @@ def marginal_ranks(
     return jax.lax.fori_loop(0, count, step, start)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _scores(graph: Any, state: Any, batch: Batch, layer: int | None, length: int, trade: float) -> Scores:
-    segments, question = embed_pieces(nnx.merge(graph, state), batch, layer, length)
+@jax.jit
+def _scores(pieces: Array, batch: Batch, trade: float) -> Scores:
+    segments, question = unit_embeddings(pieces, batch)
     relevance = jnp.einsum("bsd,bd->bs", segments, question)
     similarity = jnp.einsum("bsd,btd->bst", segments, segments)
     ranks = marginal_ranks(relevance, similarity, segment_exists(batch), trade)
@@ -60,17 +57,11 @@ def _scores(graph: Any, state: Any, batch: Batch, layer: int | None, length: int
 
 
 @dataclass(frozen=True)
-class Mmr(ReaderPolicy):
-    """Segments by maximal marginal relevance; scores are ranks.
-
-    `trade` is lambda: 1 is the policy "embedding". `layer` and `length` as in `rcp.policies.embedding.embed_pieces`.
-    """
+class Mmr(PiecePolicy):
+    """Segments by maximal marginal relevance; scores are ranks. `trade` is lambda: 1 is the policy "embedding"."""
 
     name = "mmr"
-    granularity = "segment"
-    layer: int | None = None
-    length: int = 0
     trade: float = 0.5
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
-        return _scores(self.graph, self.state, batch, self.layer, self.length, self.trade)
+        return _scores(self.states(batch), batch, self.trade)

@@ -4,15 +4,17 @@ What dense retrieval does (Karpukhin et al., "Dense Passage Retrieval for Open-D
 2004.04906), with the reader itself as the encoder.
 
 Departures: no encoder is trained. A piece is embedded as the mean over its tokens of the frozen reader's hidden states
-after one layer, each piece read apart from the others, so that nothing crosses between them (`rcp.nn.pieces`); and
-embeddings are centred over the pieces of the prompt, since what all of them share is most of a language model's state.
+after one layer, each piece read apart from the others (`rcp.nn.pieces`), and only once where it comes again
+(`rcp.nn.sight`); and embeddings are centred over the pieces of the prompt, since what all of them share is most of a
+language model's state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +22,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rcp.nn.layout import segment_exists
-from rcp.nn.pieces import piece_states
-from rcp.nn.pruner import Scores
-from rcp.policies.base import ReaderPolicy, spread_segments
+from rcp.nn.pieces import mean_states
+from rcp.nn.pruner import Granularity, Scores
+from rcp.nn.sight import PieceStates
+from rcp.policies.base import Policy, spread_segments
 from rcp.types import Batch
 
 
-def embed_pieces(
-    model: Any, batch: Batch, layer: int | None, length: int
+def unit_embeddings(
+    pieces: Float[Array, "batch pieces dim"], batch: Batch
 ) -> tuple[Float[Array, "batch segments dim"], Float[Array, "batch dim"]]:
-    """Unit embeddings of the segments and of the question, so that products are cosines; 0 where there is no segment.
+    """Of the segments and of the question (the last piece), centred, of length 1, so that products are cosines.
 
-    Args:
-      model: a `rcp.nn.transformer.Transformer`.
-      layer: how many of its layers to read through; None for half of them.
-      length: static, holds the longest segment and question.
+    0 where there is no segment.
     """
-    stop = max(1, model.config.n_layers // 2) if layer is None else layer
-    pieces = piece_states(model, batch, stop, length)
     there = jnp.pad(segment_exists(batch), ((0, 0), (0, 1)), constant_values=True)[..., None]
     count = jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32)
     centred = jnp.where(there, pieces - jnp.sum(jnp.where(there, pieces, 0.0), axis=1, keepdims=True) / count, 0.0)
@@ -46,20 +44,49 @@ def embed_pieces(
     return unit[:, :-1], unit[:, -1]
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _scores(graph: Any, state: Any, batch: Batch, layer: int | None, length: int) -> Scores:
-    segments, question = embed_pieces(nnx.merge(graph, state), batch, layer, length)
+@dataclass(frozen=True)
+class PiecePolicy(Policy):
+    """A policy that compares pieces by their embeddings. `look(batch)`: their states; `seen`: those of one batch."""
+
+    granularity: ClassVar[Granularity | None] = "segment"
+    layer: int | None = None
+    look: Callable[[Batch], Any] | None = field(default=None, repr=False)
+    seen: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: Any, *, layer: int | None = None, **options: Any) -> Self:
+        """The policy with this reader (a `rcp.nn.transformer.Transformer`), through so many of its layers."""
+        stop = max(1, model.config.n_layers // 2) if layer is None else layer
+        graph, state = nnx.split(model)
+
+        def states(state: Any, tokens: Array, lengths: Array) -> Array:
+            return mean_states(nnx.merge(graph, state), tokens, lengths, stop)
+
+        return cls(layer=layer, look=PieceStates(partial(jax.jit(states), state)), **options)
+
+    def looking_at(self, batch: Batch, *, anew: bool = False) -> Self:
+        assert isinstance(self.look, PieceStates)
+        if anew:
+            self.look.forget()
+        return replace(self, seen=self.look(batch))
+
+    def states(self, batch: Batch) -> Float[Array, "batch pieces dim"]:
+        """Of every segment and, last, of the question."""
+        assert self.look is not None
+        return self.look(batch) if self.seen is None else self.seen
+
+
+@jax.jit
+def _scores(pieces: Array, batch: Batch) -> Scores:
+    segments, question = unit_embeddings(pieces, batch)
     return spread_segments(jnp.einsum("bsd,bd->bs", segments, question), batch)
 
 
 @dataclass(frozen=True)
-class Embedding(ReaderPolicy):
-    """Segments by the cosine of their embedding and the question's; `layer` and `length` as in `embed_pieces`."""
+class Embedding(PiecePolicy):
+    """Segments by the cosine of their embedding and the question's."""
 
     name = "embedding"
-    granularity = "segment"
-    layer: int | None = None
-    length: int = 0
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
-        return _scores(self.graph, self.state, batch, self.layer, self.length)
+        return _scores(self.states(batch), batch)

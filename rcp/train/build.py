@@ -17,6 +17,7 @@ from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
+from rcp.train.eviction_stages import eviction_stages
 from rcp.train.lengths import Lengths, pruned_lengths
 from rcp.train.loop import Stage
 from rcp.train.networks import Networks, View
@@ -62,18 +63,8 @@ def build(config: Config) -> Build:
     start_processes(config.parallel)
     task = make_task(config)
     scratch = config.model.name == "scratch"
-    weights = origin = None
-    if scratch:
-        tokenizer = task.tokenizer()
-        if tokenizer is None:
-            raise UserError(f'config.model.name is "scratch", but the task {config.task.name} brings no tokenizer')
-        model = _scratch_model(config, tokenizer)
-    else:
-        # Updates of a trained model are far below what bfloat16 resolves next to a weight.
-        stored = "float32" if config.model.train != "frozen" else None
-        pretrained = load(config.model.name, dtype=config.model.dtype, param_dtype=stored)
-        tokenizer, model, origin = pretrained.tokenizer, pretrained.model, pretrained.fingerprint
-    model.remat = config.model.remat
+    weights = None
+    model, tokenizer, origin = reader_of(config, task)
     model_graph, model_state = nnx.split(model)
     if not scratch:
         weights = nnx.to_pure_dict(model_state)
@@ -97,11 +88,40 @@ def build(config: Config) -> Build:
     return Build(task, tokenizer, networks, stages, lengths, outside)
 
 
+def stages_of(config: Config) -> list[Stage]:
+    """What `rcp train` runs: the stages of whatever kind of run a config describes."""
+    if config.dynamic.on:
+        from rcp.train.dynamic import build_dynamic  # which stands on this file
+
+        return build_dynamic(config).stages
+    return eviction_stages(config) if config.eviction.tasks else build(config).stages
+
+
 def make_task(config: Config) -> Task:
     """The task of a config. Raises UserError on an unknown name or field."""
     if config.task.name not in TASKS:
         raise UserError(f"config.task.name is {config.task.name!r}; known tasks: {', '.join(sorted(TASKS))}")
     return fill(TASKS[config.task.name], config.task.fields, "config.task")
+
+
+def reader_of(config: Config, task: Task) -> tuple[Transformer, Tokenizer, str | None]:
+    """The model with its parameters, its tokenizer, and the fingerprint of published weights, if these are.
+
+    Raises:
+      UserError: weights that are not found; "scratch" with a task that brings no tokenizer, or impossible dimensions.
+    """
+    if config.model.name == "scratch":
+        tokenizer = task.tokenizer()
+        if tokenizer is None:
+            raise UserError(f'config.model.name is "scratch", but the task {config.task.name} brings no tokenizer')
+        model, origin = _scratch_model(config, tokenizer), None
+    else:
+        # Updates of a trained model are far below what bfloat16 resolves next to a weight.
+        stored = "float32" if config.model.train != "frozen" else None
+        pretrained = load(config.model.name, dtype=config.model.dtype, param_dtype=stored)
+        model, tokenizer, origin = pretrained.model, pretrained.tokenizer, pretrained.fingerprint
+    model.remat = config.model.remat
+    return model, tokenizer, origin
 
 
 def _scratch_model(config: Config, tokenizer: Tokenizer) -> Transformer:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcp.eviction.compaction import candidates, compact, mask_entries, needed, stepped
+from rcp.eviction.compaction import candidates, compact, mask_entries, moved, needed, stepped
 from rcp.eviction.prompt import read_prompt
 from rcp.nn.cache import Context, as_context, tail_of
 from rcp.nn.chunk import read_chunk
@@ -161,3 +161,15 @@ def test_a_context_of_another_depth_is_refused(model):
     other: Context = as_context(small_model(layers=1).new_cache(2, 4))
     with pytest.raises(ValueError, match="1 layers, the model 2"):
         read_chunk(model, QUESTION, tail_of(as_context(model.new_cache(2, 4)), 4), context=other)
+
+
+def test_a_moved_context_is_read_as_before(model, read, keep, behind):
+    """Attention knows differences of positions alone; each example is moved by a number of its own."""
+    context = compacted(candidates(read.cache), keep, model.frequencies(), capacities=16, repack=True)
+    further = moved(context, read.cache.position, model.frequencies())
+    assert further.position.tolist() == list(LENGTHS) != context.position.tolist()
+    np.testing.assert_allclose(behind(further), behind(context), atol=5e-4)
+    turned = np.abs(further.runs[0].k - context.runs[0].k).max(axis=(0, 2, 3, 4))
+    assert (turned > 0.1).all()
+    left = behind(context._replace(position=read.cache.position))  # positions alone are not enough
+    assert np.abs(left - behind(context)).max() > 1e-2

@@ -88,6 +88,22 @@ def test_h2o_remembers_what_was_received():
         assert position[0, 0, :, head].tolist() == kept
 
 
+def test_memory_does_not_grow_with_the_input():
+    """A scan over 4 chunks and one over 64: what the compiled program needs beside its input."""
+    model, eviction = small_model(), Eviction(SnapKV(window=4), repack=True)
+    state = jax.eval_shape(lambda: stream.start(model, eviction, 1, size=SIZE, chunk=CHUNK))
+
+    def read(state, chunks):
+        return jax.lax.scan(lambda s, t: (stream.step(model, s, t, eviction)[1], None), state, chunks)[0]
+
+    def needed(chunks):
+        tokens = jax.ShapeDtypeStruct((chunks, 1, CHUNK), jnp.int32)
+        found = jax.jit(read).lower(state, tokens).compile().memory_analysis()
+        return found.temp_size_in_bytes, found.output_size_in_bytes
+
+    assert needed(4) == needed(64) and needed(4)[0] > 0
+
+
 @pytest.mark.parametrize(
     "eviction",
     [

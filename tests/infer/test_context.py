@@ -7,7 +7,7 @@ import pytest
 
 from rcp.eviction import ADA, GLOBAL, H2O, Full, KeyDiff, KVzip, Random, Repeat, SinksWindow, SnapKV
 from rcp.eviction.prompt import Eviction
-from rcp.infer import context as room
+from rcp.infer import programs
 from rcp.infer.context import ContextModel
 from rcp.infer.context_file import load_context, save_context
 from rcp.infer.generate import generate
@@ -60,6 +60,15 @@ def test_all_kept_is_plain_greedy_decoding(model, plain, repack):
     together = kept.prune(kept.read(CONTEXTS, QUESTIONS))
     assert kept.go_on(together, max_new=NEW) == expected
     assert (alone.kept == alone.entries).all() and (together.kept == together.asked).all()
+
+
+def test_a_token_that_was_taken_back_is_read_again(model, plain):
+    """A policy sees the question's last token; behind what was kept it gives what the whole prompt gives."""
+    expected = plain([[*c, *q] for c, q in zip(CONTEXTS, QUESTIONS)])
+    kept = reader(model, Full())
+    pruned = kept.prune(kept.read(CONTEXTS, QUESTIONS), take_back=1)
+    assert kept.answer(pruned, [question[-1:] for question in QUESTIONS], max_new=NEW) == expected
+    assert (pruned.kept == pruned.entries).all()
 
 
 def test_one_context_answers_many_questions(model, plain):
@@ -125,7 +134,7 @@ def test_answers_end_at_their_end_token(model):
 def test_nothing_is_compiled_anew_within_a_bucket(model):
     """Other prompts, lengths, rates, questions: as many compiled programs as before."""
     kept = reader(model, Random())
-    functions = (room._read, room._choose, room._prune, room._answer)
+    functions = (programs.read, programs.choose, programs.prune, programs.answer)
     keys = jax.random.split(jax.random.key(1), 2)
 
     def use(contexts, questions, rate):

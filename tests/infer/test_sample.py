@@ -138,6 +138,10 @@ def test_the_prompt_is_read_once_for_all_samples(model) -> None:
             read.append(tokens.shape)
             return model.hidden(tokens, **rest)
 
+        def embed(self, tokens):  # the first thing that a decoding step does
+            read.append(tokens.shape)
+            return model.embed(tokens)
+
     index = jnp.arange(2, dtype=jnp.int32)
     counting: Transformer = Counting()  # pyright: ignore[reportAssignmentType]
     jax.eval_shape(

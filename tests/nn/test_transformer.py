@@ -31,7 +31,7 @@ class Compiled:
     def __init__(self, model):
         self.new_cache = model.new_cache
         self.embed = jax.jit(model.embed)
-        self.hidden = jax.jit(model.hidden, static_argnames=("start", "stop"))
+        self.hidden = jax.jit(model.hidden, static_argnames=("slots", "start", "stop"))
         self._call = jax.jit(lambda tokens, options: model(tokens, **options))
 
     def __call__(self, tokens, **options):
@@ -132,6 +132,14 @@ def test_cached_reading_equals_reading_at_once(model, tokens):
     assert cache.length.tolist() == [9, 7] == cache.position.tolist()
     for b, row in enumerate(rows):
         np.testing.assert_allclose(logits[b, -1], model(row[None])[0, -1], atol=2e-5)
+
+
+def test_slots_bound_what_is_looked_at(model, tokens):
+    """What stands at later slots does not matter, though it be no number."""
+    cache = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if x.ndim > 1 else x, model.new_cache(B, T))
+    first, cache = model.hidden(tokens[:, :6], cache=cache, slots=0)
+    second, _ = model.hidden(tokens[:, 6:], cache=cache, slots=6)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), model.hidden(tokens), atol=2e-5)
 
 
 def test_cache_drops_what_keep_drops(model, tokens):

@@ -11,9 +11,9 @@ import pytest
 from rcp.policies import Embedding, Mmr
 from rcp.policies.diversity import marginal_ranks
 from tests.policies.prompts import KEY, MODEL, PROMPTS, SEGMENTS, prompts, rows_of, spends_exactly
-from tests.policies.test_embedding import LENGTH, naive_embeddings
+from tests.policies.test_embedding import naive_embeddings
 
-POLICY = Mmr.of(MODEL, layer=1, length=LENGTH)
+POLICY = Mmr.of(MODEL, layer=1)
 RANKS = jax.jit(marginal_ranks)
 
 
@@ -55,7 +55,7 @@ def test_scores_rank_the_readers_embeddings() -> None:
 
 def test_without_diversity_it_is_retrieval() -> None:
     batch = prompts()
-    cosines = Embedding.of(MODEL, layer=1, length=LENGTH).scores(batch, key=KEY).segments
+    cosines = Embedding.of(MODEL, layer=1).scores(batch, key=KEY).segments
     ranks = replace(POLICY, trade=1.0).scores(batch, key=KEY).segments
     for row, prompt in enumerate(PROMPTS):
         n = len(prompt.segments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from rcp.types import Batch, Role
 from tests.policies.prompts import KEY, MODEL, PROMPTS, prompts, rows_of, spends_exactly
 
 LENGTH = 8
-POLICY = Embedding.of(MODEL, layer=1, length=LENGTH)
+POLICY = Embedding.of(MODEL, layer=1)
 HIDDEN = jax.jit(lambda tokens: MODEL.hidden(tokens, stop=1))
 
 
@@ -47,6 +49,16 @@ def test_padding_order_of_the_batch_and_the_answer_change_nothing() -> None:
     np.testing.assert_array_equal(POLICY.scores(other, key=KEY).segments, expected)
 
 
+def test_what_was_looked_at_is_not_read_again() -> None:
+    batch = prompts()
+    looking = POLICY.looking_at(batch, anew=True)
+    np.testing.assert_array_equal(looking.scores(batch, key=KEY).segments, POLICY.scores(batch, key=KEY).segments)
+    read: list[int] = []
+    still = replace(looking, look=lambda batch: read.append(1))
+    still.scores(batch, key=KEY)
+    assert not read
+
+
 def test_the_question_decides() -> None:
     batch = prompts()
     other = batch._replace(tokens=np.where(batch.role == Role.QUESTION, 5, batch.tokens))
@@ -60,5 +72,5 @@ def test_the_budget_is_spent_exactly(rate: float) -> None:
 
 def test_scores_are_strict() -> None:
     with jax.numpy_dtype_promotion("strict"):
-        scores = Embedding.of(MODEL, length=LENGTH).scores(prompts(), key=KEY)
+        scores = Embedding.of(MODEL).scores(prompts(), key=KEY)
     assert scores.tokens.dtype == scores.segments.dtype == np.float32

@@ -11,6 +11,7 @@ from rcp.data.tasks.jsonl import Jsonl
 from rcp.data.tasks.long_text import LongText
 from rcp.data.tasks.needle import Needle, Passkey
 from rcp.data.tasks.reasoning_gym import ReasoningGym
+from rcp.data.tasks.solutions import Solutions
 from rcp.data.tasks.tracking import Tracking
 from rcp.data.tasks.word_problems import AddSub, Gsm8k, Mrd3, MultiArith, SingleEq, Svamp
 
@@ -31,6 +32,7 @@ TASKS: dict[str, type[Task]] = {
     "common_words": CommonWords,
     "documents": Documents,
     "long_text": LongText,
+    "solutions": Solutions,
 }
 
 __all__ = ["SPLITS", "TASKS", "Split", "Task"]

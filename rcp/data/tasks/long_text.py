@@ -17,7 +17,8 @@ import numpy as np
 from rcp.data.tasks.base import LazyExamples, Split, check_split
 from rcp.data.tasks.generated import Count, Generated, expect, pieces
 from rcp.data.tasks.text_files import documents, share
-from rcp.types import Example, UserError
+from rcp.data.tokenizer import CharacterTokenizer
+from rcp.types import Example, Tokenizer, UserError
 
 _WORD = re.compile(r"\s*\S+")
 
@@ -43,6 +44,7 @@ class LongText(Generated):
       holdout: the share of each text for validation, and the same again for test.
       answer_tokens: the most that a continuation may have, in tokens.
       recent: at least so many tokens before it are never pruned: the last sentences that have them.
+      characters: a model trained from scratch reads characters.
     """
 
     path: str = ""
@@ -51,16 +53,23 @@ class LongText(Generated):
     holdout: float = 0.1
     answer_tokens: int = 64
     recent: int = 16
+    characters: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(bool(self.path or self.validation_path or self.test_path), "path", self.path, "the path of a text file")
+        self._check_source()
         expect(0 < self.holdout < 0.5, "holdout", self.holdout, "more than 0 and less than 0.5")
         expect(self.answer_tokens > 0, "answer_tokens", self.answer_tokens, "more than 0")
         expect(self.recent > 0, "recent", self.recent, "more than 0")
         least = 2 * (self.answer_tokens + self.recent)
         expected = f"at least {least}, twice config.task.answer_tokens and config.task.recent"
         expect(self.tokens >= least, "tokens", self.tokens, expected)
+
+    def _check_source(self) -> None:
+        expect(bool(self.path or self.validation_path or self.test_path), "path", self.path, "the path of a text file")
+
+    def tokenizer(self) -> Tokenizer | None:
+        return CharacterTokenizer() if self.characters else None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -89,10 +98,15 @@ class LongText(Generated):
         check_split(split)
         found = [window for text in self._texts(split) for window in self._windows(text, tokens)]
         if not found:
-            path = self._path(split)
-            raise UserError(f"config.task.tokens = {self.tokens}: the {split} split of {path} is shorter than a window")
+            raise UserError(
+                f"config.task.tokens = {self.tokens}: the {split} split of {self._name(split)} is shorter than a window"
+            )
         order = np.random.default_rng(self.seed).permutation(len(found)).tolist()[: self._size(split, count)]
         return LazyExamples(len(order), lambda n: self._example(found[order[n]], tokens, f"{split}/{order[n]}"))
+
+    def _name(self, split: Split) -> str:
+        """What the texts of a split are called in messages."""
+        return self._path(split)
 
     def _path(self, split: Split) -> str:
         own = {"train": self.path, "validation": self.validation_path, "test": self.test_path}[split] or self.path

@@ -83,7 +83,7 @@ class Needle(Hidden):
         rivals = (self._sentence(thing, value) for thing, value in zip(things[self.queries :], told))
         others = [next(rivals) for _ in range(self.keys - self.queries)] if self.keys else []
         every = [value for own in values for value in own]
-        question, answer = self._question(asked), named(every)
+        question, answer = self.asked(asked, every)
         room = self.room(count, self.INSTRUCTION, question, answer, *needles, *others)
         source = self.filler(rng, split, ["magic number", *every]) if self.keys else rivals
         filler = take(source, room, count)
@@ -118,11 +118,12 @@ class Needle(Hidden):
             return f" The magic number of {thing} is {value}."
         return f" One of the magic numbers of {thing} is {value}."
 
-    def _question(self, asked: list[str]) -> str:
-        things = named(asked)[1:-1]
-        number, verb = ("number", "is") if self.values * self.queries == 1 else ("numbers", "are")
-        question = f"What {verb} the magic {number} of {things}?"
-        return f"{self.ask(question)[1]} The magic {number} of {things} {verb}"
+    def asked(self, things: list[str], values: list[str]) -> tuple[str, str]:
+        """Question and answer about some things, whose numbers stand in the text in the order of `values`."""
+        told = named(things)[1:-1]
+        number, verb = ("number", "is") if len(values) == 1 else ("numbers", "are")
+        question = f"What {verb} the magic {number} of {told}?"
+        return f"{self.ask(question)[1]} The magic {number} of {told} {verb}", named(values)
 
 
 @dataclass(frozen=True)

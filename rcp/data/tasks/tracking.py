@@ -60,7 +60,7 @@ class Tracking(Haystack):
         values = numbers(rng, split, self.digits, self.chains)
         chains = [names[n * (hops + 1) : (n + 1) * (hops + 1)] for n in range(self.chains)]
         told = [self._statements(chain, value) for chain, value in zip(chains, values)]
-        question, answer = self._question(chains[0], values[0])
+        question, answer = self.asked(chains[0], values[0])
         room = self.room(count, self.INSTRUCTION, question, answer, *(text for own in told for text in own))
         context = tuple(take(self.filler(rng, split, ["var ", *values]), room, count))
         support: tuple[int, ...] = ()
@@ -87,8 +87,8 @@ class Tracking(Haystack):
         sources = [value, *(f"VAR {name}" for name in chain)]
         return [f" VAR {name} = {source}." for name, source in zip(chain, sources)]
 
-    def _question(self, chain: list[str], value: str) -> tuple[str, str]:
-        """Question and answer."""
+    def asked(self, chain: list[str], value: str) -> tuple[str, str]:
+        """Question and answer about a chain of variables, whose last one has the value."""
         if self.asks == "value":
             last = chain[-1]
             return f"{self.ask(f'What is the value of {last}?')[1]} The value of {last} is", f" {value}."

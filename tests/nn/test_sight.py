@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from rcp.infer import sight
-from rcp.infer.sight import PieceStates
+from rcp.nn import sight
 from rcp.nn.pieces import mean_states, piece_states
+from rcp.nn.sight import PieceStates
 from rcp.types import Batch
 from tests.tiny import Prompt, batch_of, tiny_model
 

@@ -1,0 +1,42 @@
+"""Learned eviction for SmolLM2-135M: which entries of its key-value cache to keep (docs/eviction.md).
+
+    rcp train --config=configs/eviction.py --workdir=runs/eviction
+
+Variants: `:golden` (a listwise cross-entropy to the attention that questions and answers paid, nothing drawn),
+`:ranking` (drawn rankings, rewarded for what they keep at every budget), `:mix` (both, the default), `:distil` and
+`:task` (mix, then steps through the model's answers: KL to the full cache, or drawn subsets rewarded for the answer's
+likelihood). Needles, variables, words and documents of 512 tokens are read once; `passkey` is left out, so that one
+task is new to the scorer. Text of your own joins them with --config.eviction.tasks.text.name=long_text
+--config.eviction.tasks.text.tokens=512 --config.eviction.tasks.text.path=FILE.txt.
+"""
+
+from ml_collections import ConfigDict
+
+TASKS = {
+    "single": {"name": "needle"},
+    "multikey": {"name": "needle", "keys": 4},
+    "multivalue": {"name": "needle", "values": 2},
+    "multiquery": {"name": "needle", "keys": 2, "queries": 2},
+    "tracking": {"name": "tracking"},
+    "words": {"name": "common_words", "times": 64, "other_times": 1},
+    "documents": {"name": "documents"},
+}
+"""As in configs/ruler.py, at 512 tokens."""
+SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
+VARIANTS = ("mix", "golden", "ranking", "distil", "task")
+
+
+def get_config(variant: str = "mix") -> ConfigDict:
+    c = ConfigDict()
+    c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
+    golden, ranking = {"golden": 1.0}, {"ranking": 1.0}
+    c.eviction = {
+        "tasks": {name: task | {"tokens": 512, "seed": SEED} for name, task in TASKS.items()},
+        "contexts": 24,
+        "objectives": {"golden": golden, "ranking": ranking}.get(variant, golden | ranking),
+        "answer_objectives": {variant: 1.0} if variant in ("distil", "task") else {},
+        "answer_steps": 60 if variant in ("distil", "task") else 0,
+    }
+    c.optim = {"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.01}
+    c.train = {"steps": 400, "log_every": 10, "checkpoint_every": 50}
+    return c

@@ -1,0 +1,91 @@
+"""The section `eviction` of a run's configuration: a scorer of cache entries, trained on traces (docs/eviction.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MEASURES = ("expected_attention", "snapkv", "keydiff", "h2o")
+"""What `eviction.measures` may hold: policies whose scores the scorer sees."""
+RANKED = ("golden", "ranking")
+ANSWERED = (*RANKED, "distil", "task")
+"""What `eviction.objectives` and `eviction.answer_objectives` may hold."""
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """Learned eviction. A run that has `tasks` here trains a scorer of cache entries, not a pruner of prompts.
+
+    Traces: `contexts` of each of the `tasks` (by a name of yours; each a task section with its `name`), numbered from
+    `first` on, read once with up to `questions` questions; kept in `folder`, or where it is empty in the cache folder,
+    for every run that asks for the same. Contexts are padded to `tokens`, questions with their answers cut to
+    `question_tokens`.
+
+    The scorer: `heads` "shared" is one network a layer, "own" one for each key-value head, "layer" one that sees all
+    heads of a token at once. `width` of its two hidden layers; `kernel`: neighbouring entries that it mixes (odd, 1:
+    none). `measures`: policies whose scores it sees beside keys and values. `hidden`: the layer's input too.
+    `question`: also how the question attends to the entries; such a policy needs the question read with the context.
+
+    Training: usefulness is the `largest` or `mean` attention of question and answer, times the norm of the value where
+    `value_norm`. A context's questions count together, but one alone where `question`. `objectives` weigh "golden" and
+    "ranking" over `train.steps`; where `answer_steps` > 0 a second stage follows, whose `answer_objectives` may hold
+    "distil" and "task" too, at a rate of `keep_rates` drawn for each context. `across` is what the entries compete
+    within. `samples`: rankings or subsets drawn for a context. `batch_size`, `answer_batch_size`: contexts of a step.
+    `temperature`: of the relaxed mask. `sinks`: first entries that are always kept.
+    """
+
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first: int = 0
+    contexts: int = 24
+    questions: int = 4
+    tokens: int = 512
+    question_tokens: int = 128
+    folder: str = ""
+    heads: Literal["shared", "own", "layer"] = "layer"
+    width: int = 64
+    kernel: int = 1
+    measures: tuple[str, ...] = MEASURES[:3]
+    hidden: bool = False
+    question: bool = False
+    usefulness: Literal["largest", "mean"] = "largest"
+    value_norm: bool = False
+    across: Literal["head", "layer", "model"] = "model"
+    objectives: dict[str, float] = field(default_factory=dict)
+    answer_objectives: dict[str, float] = field(default_factory=dict)
+    answer_steps: int = 0
+    keep_rates: tuple[float, ...] = (0.1, 0.25, 0.5)
+    samples: int = 4
+    batch_size: int = 8
+    answer_batch_size: int = 2
+    temperature: float = 1.0
+    sinks: int = 4
+
+
+def problems(c: EvictionConfig) -> Iterator[tuple[str, str]]:
+    """(key of the section, what it should be) of what cannot be."""
+    if not c.tasks:
+        return
+    for name, task in c.tasks.items():
+        if not isinstance(task.get("name"), str):
+            yield f"tasks.{name}", "a section with the name of a task"
+    for key in ("contexts", "questions", "tokens", "question_tokens", "width", "batch_size", "answer_batch_size"):
+        if getattr(c, key) < 1:
+            yield key, "above 0"
+    for key in ("first", "answer_steps", "sinks"):
+        if getattr(c, key) < 0:
+            yield key, "0 or more"
+    if c.kernel < 1 or c.kernel % 2 == 0:
+        yield "kernel", "odd, 1 or more"
+    if not c.temperature > 0:
+        yield "temperature", "above 0"
+    if set(c.measures) - set(MEASURES) or len(set(c.measures)) < len(c.measures):
+        yield "measures", f"some of {', '.join(MEASURES)}, each once"
+    if not c.keep_rates or not all(0 < rate < 1 for rate in c.keep_rates):
+        yield "keep_rates", "keep rates in (0, 1)"
+    later = c.answer_objectives if c.answer_steps else {}
+    for key, given, known in (("objectives", c.objectives, RANKED), ("answer_objectives", later, ANSWERED)):
+        if set(given) - set(known) or (not given and (key == "objectives" or c.answer_steps)):
+            yield key, f"weights of one or more of {', '.join(known)}"
+    if c.samples < 2 and {"ranking", "task"} & (set(c.objectives) | set(later)):
+        yield "samples", 'above 1 for "ranking" and "task", whose baseline is the mean of the other draws'

@@ -1,0 +1,106 @@
+"""The experiments on lossless decoding and on streaming, on models in miniature."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import lossless, lossless_report, streaming, streaming_report
+from rcp.eviction.position import SinksWindow
+from rcp.eviction.prompt import Eviction
+from tests.evaluate.own_data import tiny_model as tiny_folder
+from tests.tiny import VOCABULARY, tiny_model
+
+pytestmark = pytest.mark.lax
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("models") / "model")
+
+
+def test_lossless_is_measured_once_and_drawn_from_its_cells(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RCP_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(lossless, "SETS", (("gsm8k", 220, 1.0),))  # of facts, since there is no such data
+    flags = [f"--model={folder}", "--dtype=float32", "--policies=snapkv", "--keep=0.25", "--gammas=2"]
+    flags += ["--prompts=4", "--batch=2", "--new=8", f"--output={tmp_path}"]
+    assert lossless.main(flags) == 0
+    rows = json.loads((tmp_path / "lossless.json").read_text())["all"]
+    (row,) = rows
+    assert (row["gamma"], row["n"], row["identical"]) == (2, 4, 4) and row["kept"] == pytest.approx(0.25, abs=0.01)
+    assert 0 <= row["acceptance"] <= 1 <= row["a_block"] <= 3 and row["ratio"][0] > 0
+    assert "| snapkv | 0.25 | 2 | 4 | 4 | - |" in (tmp_path / "lossless.md").read_text()
+    cells = (tmp_path / "cells.jsonl").read_text()
+    monkeypatch.setattr(lossless, "measure", lambda *_: pytest.fail("measured again"))
+    assert lossless.main(flags) == 0 == lossless.main([*flags, "--minutes=0"])
+    assert (tmp_path / "cells.jsonl").read_text() == cells and len(cells.splitlines()) == 2
+    assert lossless.main([*flags, "--policies=snap"]) == 2 and "known:" in capsys.readouterr().err
+
+
+def test_the_margin_is_that_of_the_two_tokens_that_differ():
+    model = tiny_model()
+    reader = lossless.ContextModel(model, Eviction(SinksWindow()), multiple=8)
+    context, question, ids = [5, 3, 9, 2], [4, 1], [7, 8, 2]
+    read = reader.read([context, context])
+    other = [7, 11, 2]
+    (found,) = lossless.margins(model, read, [question] * 2, [ids, other], [ids, ids])
+    logits = model(np.array([[*context, *question, 7]]))[0, -1]
+    assert found == pytest.approx(float(logits[8] - logits[11]), abs=1e-4)
+    assert lossless.margins(model, read, [question] * 2, [ids, ids], [ids, ids]) == []
+
+
+def test_summaries_are_over_prompts():
+    def cell(accepted, seconds):
+        kinds = {"wall": seconds, "cpu": seconds}
+        counts = {"drafted": [4, 8], "accepted": accepted, "blocks": [1, 2], "new": [4, 7], "kept": 1, "entries": 4}
+        identity = dict.fromkeys(lossless_report.KEYS, 1)
+        greedy = {"wall": 2.0, "cpu": 1.0}
+        agree = {"identical": [True, accepted[1] > 3], "margin": [] if accepted[1] > 3 else [0.01]}
+        return {"identity": identity, **counts, **agree, "seconds": {"greedy": greedy, "lossless": kinds}}
+
+    (row,) = lossless_report.summary([cell([2, 4], 1.0), cell([3, 3], 3.0)])
+    assert (row["n"], row["identical"], row["margin"], row["acceptance"]) == (4, 3, 0.01, 12 / 24)
+    assert row["a_block"] == (22 - 4) / 6 and row["ratio"] == [1.0, 0.5, 1.5] and row["cpu_ratio"] == 2.0
+    assert (row["greedy"], row["lossless"]) == (1.0, 1.0)
+
+
+def test_a_stream_that_holds_all_gives_the_texts_own_likelihood():
+    model, ids = tiny_model(), np.random.default_rng(0).integers(1, VOCABULARY, 1024).astype(np.int32)
+    found = streaming.feed(model, ids, Eviction(SinksWindow()), 1024, 512)
+    log_probs = np.asarray(jax.nn.log_softmax(jax.jit(model)(ids[None])[0]))
+    assert found["nll"] == pytest.approx([-log_probs[np.arange(1023), ids[1:]].mean()], abs=1e-4)
+    assert found["entries"] == 1024 * 2 and found["position"] == 1024 and len(found["cpu"]) == 1
+
+
+def test_streaming_is_measured_in_children_and_drawn(folder, tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("Bob is in Oslo. Ann is at home. " * 80)
+    started = []
+
+    def child(command, **_):
+        started.append(command)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = streaming.main(command[3:])
+        return SimpleNamespace(returncode=code, stdout=out.getvalue())
+
+    monkeypatch.setattr(streaming.subprocess, "run", child)
+    flags = [f"--model={folder}", "--dtype=float32", f"--text={text}", "--size=32", "--lengths=1024,2048"]
+    flags += [f"--output={tmp_path}"]
+    assert streaming.main(flags) == 0 == streaming.main(flags) and len(started) == 2
+    cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert cells[0]["program"] == cells[1]["program"] and [len(cell["nll"]) for cell in cells] == [1, 2]
+    assert cells[0]["nll"][0] == pytest.approx(cells[1]["nll"][0], abs=1e-2)  # of the same tokens but the last
+    assert all(cell["position"] == 32 for cell in cells)  # repacked: positions within the cache
+    shown = (tmp_path / "streaming.md").read_text()
+    assert "sinks_window, 4 sinks, repacked positions: peak resident memory from 1,024 to 2,048 tokens" in shown
+    rows = streaming_report.rows_of(cells)
+    assert rows[0]["ppl_4096"] is None and rows[1]["ppl_0"] == pytest.approx(np.exp(np.mean(cells[1]["nll"])))
+    assert streaming.main([*flags, "--lengths=4096"]) == 2 and "ended with 2" in capsys.readouterr().err
+    assert streaming.main([*flags, "--lengths=100"]) == 2 and "multiples of 1024" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""Learned eviction end to end on a tiny model: traces, training, the checkpoint as a policy, answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rcp.config import Config
+from rcp.config_file import from_dict
+from rcp.eviction import prompt as eviction_prompt
+from rcp.eviction.compaction import candidates
+from rcp.eviction.prompt import read_prompt
+from rcp.infer.context import ContextModel
+from rcp.infer.trained_eviction import load_eviction
+from rcp.pretrained import Pretrained
+from rcp.train.eviction_stages import eviction_stages
+from rcp.train.eviction_step import score_trace
+from rcp.train.loop import restore, run
+from rcp.train.trace_pipeline import TracePipeline, padded_trace, stack
+from rcp.train.traces import Traces
+from rcp.types import UserError
+from tests.eviction.small import KV_HEADS, LAYERS, VOCABULARY, small_model
+
+
+class Words:
+    """Words, digits and marks as ids of a tiny vocabulary."""
+
+    vocab_size, pad_id, eos_id = VOCABULARY, 0, 0
+
+    def encode(self, text: str) -> list[int]:
+        return [1 + sum(map(ord, word)) % (VOCABULARY - 1) for word in re.findall(r"\d|[^\W\d]+|[^\w\s]", text)]
+
+    def decode(self, ids) -> str:
+        return " ".join(map(str, ids))
+
+
+def small() -> Pretrained:
+    model = small_model()
+    return Pretrained(model, model.config, Words(), None, "small", Path("small"), "0" * 16)  # pyright: ignore
+
+
+def config_of(folder: Path, **eviction) -> Config:
+    section = {
+        "tasks": {
+            "needle": {"name": "needle", "tokens": 110, "keys": 2},
+            "tracking": {"name": "tracking", "tokens": 100},
+        },
+        "contexts": 4,
+        "questions": 2,
+        "tokens": 96,
+        "question_tokens": 64,
+        "folder": str(folder),
+        "width": 8,
+        "objectives": {"golden": 1.0, "ranking": 1.0},
+        "answer_objectives": {"golden": 1.0, "distil": 1.0, "task": 1.0},
+        "answer_steps": 2,
+        "samples": 2,
+        "batch_size": 4,
+        "sinks": 1,
+    }
+    return from_dict(
+        {
+            "model": {"name": "small"},
+            "eviction": section | eviction,
+            "optim": {"learning_rate": 2e-2},
+            "train": {"steps": 40, "log_every": 1, "checkpoint_every": 20},
+            "parallel": {"devices": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eviction")
+    config = config_of(folder / "traces")
+    result = run(eviction_stages(config, small()), config, folder / "run")
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return config, folder / "run", result, rows
+
+
+def test_training_raises_what_the_best_entries_hold(trained):
+    """A quarter of the entries drawn at random would hold a quarter of the attention."""
+    _, _, result, rows = trained
+    ranked = [row for row in rows if row["stage"] == "traces"]
+    first, last = (np.mean([row["kept_25"] for row in part]) for part in (ranked[:2], ranked[-4:]))
+    assert last > first + 0.1 and last > 0.4, (first, last)
+    assert ranked[-1]["golden"] < ranked[0]["golden"] and ranked[-1]["reward"] > ranked[0]["reward"]
+    answered = [row for row in rows if row["stage"] == "answers"]
+    assert result.finished and len(answered) == 2
+    assert all(np.isfinite(row[name]) for row in answered for name in ("distil", "task", "answer_nll", "loss"))
+    assert all(row["distil"] > 0 for row in answered)
+
+
+def test_the_run_prunes_and_answers(trained):
+    """Exactly what is asked for, with the scores of the last step."""
+    _, workdir, _, _ = trained
+    loaded = small()
+    model = ContextModel(loaded.model, load_eviction(workdir, loaded), chunk=16, multiple=16)
+    rng = np.random.default_rng(0)
+    contexts = [rng.integers(1, VOCABULARY, n).tolist() for n in (30, 21)]
+    pruned = model.prune(model.read(contexts), keep_rate=0.25)
+    assert pruned.kept.tolist() == pruned.asked.tolist() == [LAYERS * KV_HEADS * n for n in (7, 5)]
+    answers = model.answer(pruned, [[3, 1], [4]], max_new=4)
+    assert [len(ids) for ids in answers] == [4, 4]
+
+
+def test_the_policy_scores_as_training_did(trained):
+    config, workdir, _, _ = trained
+    loaded = small()
+    c = config.eviction
+    traces = Traces(c, loaded)
+    batch = stack([padded_trace(traces.load(i), i, c, 0.0, False) for i in range(2)])
+    policy = load_eviction(workdir, loaded).policy
+    state, _ = restore(eviction_stages(config, loaded), config, workdir)
+    shape = policy.shape  # pyright: ignore
+    found = jax.jit(lambda w, b: score_trace(shape, w, b, loaded.model.frequencies()))(state.params["pruner"], batch)
+    rows = [traces.asked(i).context for i in range(2)]
+    tokens = np.zeros((2, c.tokens), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    valid = np.arange(c.tokens)[None] < np.asarray([len(row) for row in rows])[:, None]
+
+    @jax.jit
+    def direct(tokens, valid):
+        read = read_prompt(loaded.model, tokens, valid=valid, needs=policy.needs)
+        return eviction_prompt.scores(loaded.model, candidates(read.cache), read.statistics, policy)
+
+    there = np.broadcast_to(valid[:, None, None], found.shape)
+    np.testing.assert_allclose(np.asarray(found)[there], np.asarray(direct(tokens, valid))[there], atol=0.05)
+
+
+def test_the_stream_goes_on_where_it_was(trained):
+    config, _, _, _ = trained
+    c = config.eviction
+    one = TracePipeline(Traces(c, small()), c, batch_size=3, seed=5, answers=True)
+    batches = [next(one) for _ in range(4)]
+    other = TracePipeline(Traces(c, small()), c, batch_size=3, seed=5, answers=True)
+    other.set_state({"batches": 3})
+    for a, b in zip(batches[3], next(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert sorted(np.concatenate([batch.index for batch in batches])[:8].tolist()) == list(range(8))
+    batch = batches[0]
+    for name in batch._fields:
+        assert len(getattr(batch, name)) == 3
+    assert np.all(batch.answer <= (batch.tokens >= 0)) and batch.answer.any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": 2}, "eviction.kernel should be odd"),
+        ({"objectives": {"distil": 1.0}}, "eviction.objectives should be weights of one or more of golden, ranking"),
+        ({"measures": ["kvzip"]}, "eviction.measures should be some of"),
+        ({"tasks": {"x": {"tokens": 64}}}, "eviction.tasks.x should be a section with the name of a task"),
+        ({"samples": 1}, "eviction.samples should be above 1"),
+        ({"tokens": 50}, "config.eviction.tokens is 50"),
+        ({"tasks": {"x": {"name": "nedle"}}}, "eviction.tasks.x.name is 'nedle'; known tasks"),
+    ],
+)
+def test_what_cannot_be_says_so(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        config = config_of(tmp_path, **change)
+        eviction_stages(config, small())[0].make_pipeline()
+
+
+def test_what_is_no_such_run_says_so(trained, tmp_path):
+    config, workdir, _, _ = trained
+    with pytest.raises(UserError, match="holds no run"):
+        load_eviction(tmp_path, small())
+    other = replace(small(), fingerprint="1" * 16)
+    with pytest.raises(UserError, match="trained on other weights"):
+        load_eviction(workdir, other)
+    with pytest.raises(UserError, match="needs a published model, frozen"):
+        eviction_stages(replace(config, model=replace(config.model, train="full")), small())
