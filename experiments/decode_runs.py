@@ -25,15 +25,15 @@ MULTIPLE, RUNS = 64, 4  # as `ContextModel` has them
 
 
 class Program:
-    """A jitted function, compiled for the first arguments that it is called with; all later ones have their shapes."""
+    """A jitted function of a graph, compiled for the first arguments that it gets; all later ones have their shapes."""
 
-    def __init__(self, function: Any, **static: Any):
-        self._function, self._static = function, static
+    def __init__(self, function: Any, graph: Any, **static: Any):
+        self._function, self._graph, self._static = function, graph, static
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> tuple[float, Any]:
         """Seconds, compilation excluded, and the result."""
-        run = self._compiled or self._function.lower(*arguments, **self._static).compile()
+        run = self._compiled or self._function.lower(self._graph, *arguments, **self._static).compile()
         self._compiled = run
         start = time.perf_counter()
         result = jax.block_until_ready(run(*arguments))
@@ -41,7 +41,7 @@ class Program:
 
 
 @partial(jax.jit, static_argnames="graph")
-def _prefill(params, tokens, *, graph):
+def _prefill(graph, params, tokens):
     return prefill(nnx.merge(graph, params), tokens, capacity=tokens.shape[1])
 
 
@@ -74,13 +74,13 @@ class Ours:
         self._weights, self.rates, self._policy = weights, tuple(rates), policy
         self._tokens = jnp.asarray(ids, jnp.int32)
         graph = weights.graph
-        self._prefills = {n: Program(_prefill, graph=graph) for n in (self._tokens.shape[1], *map(self.short, rates))}
-        self._read = Program(programs.read, graph=graph, needs=policy.needs, chunk=chunk, repeat=None)
-        self._choose = Program(programs.choose, graph=graph, eviction=Eviction(policy))
+        self._prefills = {n: Program(_prefill, graph) for n in (self._tokens.shape[1], *map(self.short, rates))}
+        self._read = Program(programs.read, graph, needs=policy.needs, chunk=chunk, repeat=None)
+        self._choose = Program(programs.choose, graph, eviction=Eviction(policy))
         self._prunes: dict[float, Program] = {}
         options = {"max_new": new, "eos_ids": (), "pad_id": 0}
-        self._decodes = {name: Program(programs.go_on, graph=graph, **options) for name in (1.0, *rates, "fresh")}
-        self._fresh = {rate: Program(programs.go_on, graph=graph, **options) for rate in rates}
+        self._decodes = {name: Program(programs.go_on, graph, **options) for name in (1.0, *rates, "fresh")}
+        self._fresh = {rate: Program(programs.go_on, graph, **options) for rate in rates}
         self.decoded: list[list[int]] = []
 
     def short(self, rate: float) -> int:
@@ -107,7 +107,7 @@ class Ours:
             if rate not in self._prunes:
                 capacities = stepped(np.asarray(capacity), MULTIPLE, RUNS)
                 options = {"capacities": capacities, "repack": False, "int8": False}
-                self._prunes[rate] = Program(programs.prune, graph=w.graph, **options)
+                self._prunes[rate] = Program(programs.prune, w.graph, **options)
             gathered, context = self._prunes[rate](w.params, read, kept, np.int32(0))
             seconds[f"prune {rate:g}"] = chose + gathered
             seconds[f"decode {rate:g}"], _ = self._decodes[rate](w.params, context, read.logits, None, w.layers)

@@ -23,6 +23,7 @@ def load(folder: str) -> tuple[Any, dict[str, str]]:
 def run(models: Any, dtype: str, ids: list[list[int]], new: int) -> dict[str, Any]:
     """Greedy: {"prefill": seconds, "decode": seconds of `new` steps, "tokens": those decoded}."""
     import torch  # pyright: ignore[reportMissingImports]
+    from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
 
     model, tokens = models[dtype], torch.tensor(ids)
     known = inspect.signature(model.forward).parameters
@@ -30,7 +31,7 @@ def run(models: Any, dtype: str, ids: list[list[int]], new: int) -> dict[str, An
     decoded = []
     with torch.inference_mode():
         start = time.perf_counter()
-        out = model(input_ids=tokens, use_cache=True, **{last: 1})
+        out = model(input_ids=tokens, past_key_values=DynamicCache(), use_cache=True, **{last: 1})
         read = time.perf_counter()
         for _ in range(new):
             token = out.logits[:, -1].argmax(-1, keepdim=True)
