@@ -2,7 +2,8 @@
 
     rcp train --config=configs/rcp_math.py --workdir=runs/rcp_math && rcp eval --workdir=runs/rcp_math
 
-Candidates are drawn from GSM8K and MRD3 together. First every candidate of 320 training problems is judged by how much
+Candidates are drawn from GSM8K and MRD3 together. Every second training problem is answered by its equations alone, as
+SVAMP and AddSub are, which the pruner serves too. First every candidate of 400 training problems is judged by how much
 it helps the gold solution when it stands alone, once (`train.prepare`). A warm start learns these labels; then draws at
 both budgets are rewarded for the likelihood of the solution, beside the labels. The scorer sees the question and the
 budget, so one run serves every budget, and each example by itself, so that an example is read once for all prompts. The
@@ -26,6 +27,7 @@ def get_config(variant: str = "both") -> ConfigDict:
         "pool": "gsm8k+mrd3",
         "pool_size": 1000,
         "max_words": 80,
+        "equations": 0.5,
         "validation_size": 500,
     }
     c.data = {
@@ -33,7 +35,7 @@ def get_config(variant: str = "both") -> ConfigDict:
         "lengths": (2048, 2304),
         "max_segments": 16,
         "max_answer": 384,
-        "train_examples": 320,
+        "train_examples": 400,
     }
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     c.scorer = {"kind": "pooled", "apart": True, "layer": 4, "width": 32, "budget": True}

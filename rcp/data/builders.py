@@ -34,12 +34,12 @@ _EXAMPLE_TASKS = ("facts", "chain", "reasoning_gym", "jsonl")
 class _ProblemBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Rows of a published set of word problems, from its raw files in the manual folder."""
 
-    VERSION = _VERSION
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "The equations of GSM8K's solutions.", "1.0.0": "First version."}
     SOURCE = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict[str, Any] = {key: _TEXT() for key in ("question", "solution", "answer", "uid")}
+        features: dict[str, Any] = {key: _TEXT() for key in ("question", "solution", "answer", "uid", "equations")}
         features |= {key: tfds.features.Scalar(np.int32) for key in ("difficulty", "steps")}
         return tfds.core.DatasetInfo(
             builder=self, description=type(self).__doc__, features=tfds.features.FeaturesDict(features)

@@ -32,6 +32,7 @@ class Problem:
       answer: N, as text.
       uid: file and line (or entry) number.
       difficulty, steps: as MRD3 gives them, else 0.
+      equations: the solution as the equations that GSM8K marks in it, "48 / 2 = 24. The answer is 24."; else "".
     """
 
     question: str
@@ -40,6 +41,7 @@ class Problem:
     uid: str
     difficulty: int = 0
     steps: int = 0
+    equations: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _gsm8k(row: dict[str, Any], where: str) -> Problem:
     body, mark, answer = text.rpartition("####")
     if not mark or not answer.strip():
         raise UserError(f"{where}: expected 'answer' to end in '#### N'")
-    return Problem(question.strip(), gsm8k_solution(body, answer), answer.strip(), where)
+    text = gsm8k_solution(body, answer)
+    return Problem(question.strip(), text, answer.strip(), where, equations=gsm8k_equations(body, answer))
 
 
 def gsm8k_solution(body: str, answer: str) -> str:
@@ -165,6 +168,15 @@ def gsm8k_solution(body: str, answer: str) -> str:
     lines = [line.strip() for line in re.sub(r"<<[^>]*>>", "", body).splitlines()]
     sentences = [line if line[-1] in ".!?:;," else line + "." for line in lines if line]
     return " ".join([*sentences, f"The answer is {answer.strip()}."])
+
+
+def gsm8k_equations(body: str, answer: str) -> str:
+    """The calculator marks alone, written as `equation_solution` writes: "48 / 2 = 24. 48 + 24 = 72. The answer is 72."
+
+    "" where a solution has no mark.
+    """
+    marks = [re.sub(r"\s*([-+*/=])\s*", r" \1 ", mark).strip() for mark in re.findall(r"<<([^>]*)>>", body)]
+    return " ".join([*(f"{mark}." for mark in marks), f"The answer is {answer.strip()}."]) if marks else ""
 
 
 def _svamp(row: dict[str, Any], where: str) -> Problem:

@@ -4,6 +4,7 @@ published ones where they are there."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,39 @@ def test_equations_without_spaces_are_read_as_those_with(folder, equation, solut
     row = {"sQuestion": "How many ?", "lSolutions": [27.0], "lEquations": [equation]}
     (folder / "multiarith.json").write_text(json.dumps([row]))
     assert sources.problems("multiarith", "test")[0].solution == solution
+
+
+@pytest.mark.parametrize(
+    ("body", "answer", "expected"),
+    [
+        ("She sold 48/2 = <<48/2=24>>24 in May.\n", "24", "48 / 2 = 24. The answer is 24."),
+        (
+            "a <<(8/10)*100=80>>80\nb <<80-.5=79.5>>79.5\n",
+            " 1,079",
+            "(8 / 10) * 100 = 80. 80 - .5 = 79.5. The answer is 1,079.",
+        ),
+        ("None is marked.\n", "3", ""),
+    ],
+)
+def test_marked_equations(body, answer, expected):
+    assert sources.gsm8k_equations(body, answer) == expected
+
+
+def test_a_share_of_the_gold_answers_is_equations_alone(folder):
+    """Every third one at a third; shots, test problems and what stands before the answer stay as they are."""
+    plain, mixed = Gsm8k(**SMALL), Gsm8k(equations=1 / 3, **SMALL)
+    assert list(mixed.examples("test")) == list(plain.examples("test"))
+    pairs = list(zip(plain.examples("train"), mixed.examples("train"), strict=True))
+    assert [number for number, (a, b) in enumerate(pairs) if a.answer != b.answer] == list(range(2, len(pairs), 3))
+    for number, (a, b) in enumerate(pairs):
+        assert replace(b, answer=a.answer) == a
+        row = plain.problems("train")[number]
+        assert b.answer == (f" {row.equations}\n\n" if number % 3 == 2 else a.answer)
+        assert mixed.check(b.answer, a)
+    with pytest.raises(UserError, match=r"equations = 1.5: expected a share from 0 to 1"):
+        Gsm8k(equations=1.5)
+    with pytest.raises(UserError, match=r"equations = 0.5: expected 0: mrd3 has no marked equations"):
+        Mrd3(equations=0.5)
 
 
 def test_parts_do_not_overlap(folder):

@@ -38,7 +38,11 @@ def shot(problem: Problem) -> str:
 
 def gold(problem: Problem) -> str:
     """The worked solution, to its end as shots have it: a blank line is another token than a line's end."""
-    return f" {problem.solution}{END}"
+    return _ended(problem.solution)
+
+
+def _ended(solution: str) -> str:
+    return f" {solution}{END}"
 
 
 __all__ = [
@@ -79,6 +83,8 @@ class WordProblems:
         curriculum (`config.data.phases`); "" leaves them shuffled.
       max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
         shapes cost what the longest example costs, so a few long ones make every step dear.
+      equations: the share of GSM8K's training and validation problems whose gold answer is the solution's equations
+        alone, as SVAMP and AddSub publish theirs; evenly spread. Shots and test problems stay as published.
       instruction: text before the shots.
       source: "files" reads the raw files; "tfds" prepares and reads the TFDS builder of rcp.data.builders.
       seed: of the division and of every draw.
@@ -94,6 +100,7 @@ class WordProblems:
     max_difficulty: int = 0
     order: Literal["", "difficulty"] = ""
     max_words: int = 0
+    equations: float = 0.0
     instruction: str = ""
     source: Literal["files", "tfds"] = "files"
     seed: int = 0
@@ -113,6 +120,10 @@ class WordProblems:
         if not 0 <= self.append <= (0 if fixed else most):
             expected = "0 with the pool handwritten" if fixed else f"0 to {most}"
             raise UserError(f"config.task.append = {self.append}: expected {expected}")
+        marked = self.dataset == "gsm8k"
+        if not 0 <= self.equations <= marked:
+            expected = "a share from 0 to 1" if marked else f"0: {self.dataset} has no marked equations"
+            raise UserError(f"config.task.equations = {self.equations}: expected {expected}")
         options = (("candidates", ("random", "bm25")), ("source", ("files", "tfds")), ("order", ("", "difficulty")))
         for key, allowed in options:
             if getattr(self, key) not in allowed:
@@ -162,10 +173,13 @@ class WordProblems:
             context=(*candidates, *appended),
             question=question,
             forced=tuple((number, 0, len(text)) for number, text in enumerate(appended, len(candidates))),
-            answer=gold(problem),
+            answer=_ended(problem.equations) if self._bare(split, index) and problem.equations else gold(problem),
             group=self.dataset,
             uid=problem.uid,
         )
+
+    def _bare(self, split: Split, index: int) -> bool:
+        return split != "test" and int((index + 1) * self.equations) > int(index * self.equations)
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The problems of a split, in the order of examples."""
