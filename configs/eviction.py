@@ -5,9 +5,11 @@
 Variants: `:golden` (a listwise cross-entropy to the attention that questions and answers paid, nothing drawn),
 `:ranking` (drawn rankings, rewarded for what they keep at every budget), `:mix` (both, the default), `:distil` and
 `:task` (mix, then steps through the model's answers: KL to the full cache, or drawn subsets rewarded for the answer's
-likelihood). Needles, variables, words and documents of 512 tokens are read once; `passkey` is left out, so that one
-task is new to the scorer. Text of your own joins them with --config.eviction.tasks.text.name=long_text
---config.eviction.tasks.text.tokens=512 --config.eviction.tasks.text.path=FILE.txt.
+likelihood). `:stream` is mix for text that passes through a cache of fixed size: a network for each key-value head,
+since heads hold different tokens there, and worked problems ($RCP_DATA_DIR) among the tasks. Needles, variables, words
+and documents of 512 tokens are read once; `passkey` is left out, so that one task is new to the scorer. Text of your
+own joins them with --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=512
+--config.eviction.tasks.text.path=FILE.txt.
 """
 
 from ml_collections import ConfigDict
@@ -23,15 +25,18 @@ TASKS = {
 }
 """As in configs/ruler.py, at 512 tokens."""
 SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
-VARIANTS = ("mix", "golden", "ranking", "distil", "task")
+VARIANTS = ("mix", "golden", "ranking", "distil", "task", "stream")
 
 
 def get_config(variant: str = "mix") -> ConfigDict:
     c = ConfigDict()
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     golden, ranking = {"golden": 1.0}, {"ranking": 1.0}
+    streams = variant == "stream"
+    tasks = TASKS | ({"text": {"name": "solutions"}} if streams else {})
     c.eviction = {
-        "tasks": {name: task | {"tokens": 512, "seed": SEED} for name, task in TASKS.items()},
+        "tasks": {name: task | {"tokens": 512, "seed": SEED} for name, task in tasks.items()},
+        "heads": "own" if streams else "layer",
         "contexts": 24,
         "objectives": {"golden": golden, "ranking": ranking}.get(variant, golden | ranking),
         "answer_objectives": {variant: 1.0} if variant in ("distil", "task") else {},

@@ -132,17 +132,19 @@ def markdown(name: str, table: Table, contents: Sequence[tuple[Part, Sequence[Gr
 
 def latex(table: Table, contents: Sequence[tuple[Part, Sequence[Grid]]]) -> str:
     """A tabular for each grid."""
+    return "\n".join(line for _, found in contents for content in found for line in tabular(content, table.ours))
+
+
+def tabular(content: Grid, ours: str) -> list[str]:
+    """A grid in LaTeX, its title in a comment and an empty line behind it; the row `ours` in bold."""
 
     def line(cells: Sequence[str]) -> str:
-        texts = [f"\\textbf{{{escaped(cell)}}}" if cells[0] == table.ours else escaped(cell) for cell in cells]
+        texts = [f"\\textbf{{{escaped(cell)}}}" if cells[0] == ours else escaped(cell) for cell in cells]
         return " & ".join(texts) + r" \\"
 
-    out = []
-    for _, found in contents:
-        for content in found:
-            out += [f"% {content.title}", rf"\begin{{tabular}}{{l{'r' * (len(content.header) - 1)}}}", r"\hline"]
-            out += [line(content.header), r"\hline", *map(line, content.lines), r"\hline", r"\end{tabular}", ""]
-    return "\n".join(out)
+    head = [f"% {content.title}", rf"\begin{{tabular}}{{l{'r' * (len(content.header) - 1)}}}", r"\hline"]
+    body = [line(content.header), r"\hline", *map(line, content.lines), r"\hline", r"\end{tabular}", ""]
+    return head + body
 
 
 def escaped(text: str) -> str:

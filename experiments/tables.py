@@ -21,6 +21,7 @@ TABLES = {
     "more_candidates": "answer NLL and exact match against the number of candidates at a fixed budget",
     "ruler": "RULER-style tasks at any length: exact match of what needs no training, at shares of the context",
     "kv_policies": "RULER-style tasks after pruning of the KV cache: every eviction policy at shares of the cache",
+    "dynamic_pruning": "perplexity against the share dropped: dynamic context pruning, learned eviction, streams",
     "reasoning": "reasoning-gym families: exact match at the budget of a few shots out of a mixed pool",
     "ablations": "what of the method does the work: stages, rewards, curriculum, question, objectives",
     "estimators": "every gradient estimator of rcp.sampling against the exact gradient",
