@@ -5,11 +5,13 @@
         [--repeats=5 --seconds=60] [--output=DIR]
 
 One run, the same weights and token ids on every side. The parts of all sides are run in turn, compilation excluded;
-numbers are medians over the repeats. A setting is repeated until it has taken `--seconds`, or `--repeats` times.
+numbers are medians over the repeats. A setting is repeated until it has taken `--seconds`, or `--repeats` times, but
+twice at least.
 Floors: a decoded token has to read every weight and every cache entry once, at the bandwidth measured in the same run;
 a prompt needs its products (of attention the causal half), at the measured rate of large products. `--python` is an
 environment with torch and transformers (see experiments/beside_transformers.py); without it ours runs alone.
-`--output` gets bench_decode.json, .md and .png; settings of an earlier run that are not measured again stay.
+`--output` gets bench_decode.json, .md and .png; settings of an earlier run that are not measured again stay, so that
+both must be runs of the same model, policy and sides.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 from experiments.beside_transformers import Other, llama_cpp, transformers
 from experiments.decode_report import figure, markdown
 from experiments.decode_runs import Ours, Weights
+from experiments.grid import integers, numbers, words
 from experiments.machine import measured
 from experiments.prompts import long_prompts
 from rcp.eviction import POLICIES
@@ -36,7 +39,9 @@ from rcp.pretrained.load import locate
 from rcp.train.parallel import use_compile_cache
 from rcp.types import UserError
 
-EXTRA = 96  # tokens that prompts are made longer by before they are cut to one length
+FILE = "bench_decode.json"
+LEAST = 2  # repeats of a setting, however long they take
+EXTRA = 256  # prompts are made so many tokens longer and then cut to one length: their questions are left out
 
 
 def prompts(pretrained: Pretrained, batch: int, tokens: int) -> np.ndarray:
@@ -52,6 +57,9 @@ def measure(ours: Ours, others: Sequence[Other], ids: np.ndarray, dtype: str, ar
     """Seconds of every part on every side, and the share of rows in which they decode the same tokens as we do."""
     seconds: dict[str, dict[str, list[float]]] = {}
     same: dict[str, float] = {}
+    ours.once()  # compiles
+    for other in others:
+        other.measure(ids.tolist(), 1, dtype)
     start = time.perf_counter()
     for number in range(arguments.repeats):
         sides = ["ours", *others] if number % 2 else [*others, "ours"]
@@ -67,26 +75,20 @@ def measure(ours: Ours, others: Sequence[Other], ids: np.ndarray, dtype: str, ar
                 same[name] = float(np.mean([a == b for a, b in zip(tokens, ours.decoded, strict=True)]))
             for part, value in parts.items():
                 seconds.setdefault(name, {}).setdefault(part, []).append(value)
-        if time.perf_counter() - start > arguments.seconds:
+        if number + 1 >= LEAST and time.perf_counter() - start > arguments.seconds:
             break
     return {"seconds": seconds, "same tokens": same}
-
-
-def numbers(kind: type) -> Any:
-    return lambda text: tuple(kind(x) for x in text.split(",") if x)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", help="of an environment with torch and transformers")
     parser.add_argument("--llama-python", help="of an environment with llama_cpp")
-    parser.add_argument("--contexts", type=numbers(int), default=(1504, 4096))
-    parser.add_argument(
-        "--prefill-only", type=numbers(int), default=(376,), help="contexts that are not pruned, batch 1"
-    )
-    parser.add_argument("--batches", type=numbers(int), default=(1, 8))
-    parser.add_argument("--keep-rates", type=numbers(float), default=(0.5, 0.25, 0.125))
-    parser.add_argument("--dtypes", type=numbers(str), default=("float32", "bfloat16"))
+    parser.add_argument("--contexts", type=integers, default=(1504, 4096))
+    parser.add_argument("--prefill-only", type=integers, default=(376,), help="contexts that are not pruned, batch 1")
+    parser.add_argument("--batches", type=integers, default=(1, 8))
+    parser.add_argument("--keep-rates", type=numbers, default=(0.5, 0.25, 0.125))
+    parser.add_argument("--dtypes", type=words, default=("float32", "bfloat16"))
     parser.add_argument("--policy", choices=sorted(POLICIES), default="snapkv")
     parser.add_argument("--new", type=int, default=32, help="tokens decoded")
     parser.add_argument("--repeats", type=int, default=5)
@@ -106,51 +108,73 @@ def others_of(arguments: argparse.Namespace, pretrained: Pretrained) -> list[Oth
     return found
 
 
-def write(folder: Path, report: dict[str, Any]) -> str:
-    """The files of a report, with the settings of an earlier one that it lacks; returns the Markdown."""
+def earlier_cells(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings that a report in the folder holds.
+
+    Raises:
+      UserError: it is of another model, policy, number of tokens or of other sides.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if differs := [name for name in report if name != "cells" and report[name] != earlier.get(name)]:
+        raise UserError(f"{path} is of a run of another {' and '.join(differs)}: choose another --output")
+    return earlier["cells"]
+
+
+def with_cell(cells: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells with a new one in place of that of the same setting."""
+    key = lambda cell: (cell["dtype"], cell["tokens"], cell["batch"])  # noqa: E731
+    return [*(cell for cell in cells if key(cell) != key(new)), new]
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
+    """The files of a report."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "bench_decode.json"
-    if path.exists():
-        key = lambda cell: (cell["dtype"], cell["tokens"], cell["batch"])  # noqa: E731
-        mine = {key(cell) for cell in report["cells"]}
-        earlier = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        report["cells"] = [cell for cell in earlier if key(cell) not in mine] + report["cells"]
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = markdown(report)
-    (folder / "bench_decode.md").write_text(text, encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench_decode.md").write_text(markdown(report), encoding="utf-8")
     figure(folder / "bench_decode.png", report)
-    return text
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All settings, one after the other; what is measured is written at once."""
+    machine = measured()
+    pretrained = load(arguments.model, dtype="float32")
+    others = others_of(arguments, pretrained)
+    shape = {name: value for name, value in vars(pretrained.model.config).items() if isinstance(value, int | float)}
+    report: dict[str, Any] = {"policy": arguments.policy, "new": arguments.new, "jax": jax.__version__, "shape": shape}
+    report |= {"others": {other.name: other.versions for other in others}, "cells": []}
+    if arguments.output:
+        report["cells"] = earlier_cells(arguments.output, report)
+    settings = [(n, 1, ()) for n in arguments.prefill_only]
+    settings += [(n, b, arguments.keep_rates) for n in arguments.contexts for b in arguments.batches]
+    for dtype in arguments.dtypes:
+        weights = Weights(pretrained.model if dtype == "float32" else load(arguments.model, dtype=dtype).model)
+        for tokens, batch, rates in settings:
+            ids = prompts(pretrained, batch, tokens)
+            ours = Ours(weights, ids, policy=POLICIES[arguments.policy](), rates=rates, new=arguments.new)
+            asked = [o for o in others if o.name == "transformers" or (batch == 1 and dtype == "float32")]
+            found = measure(ours, asked, ids, dtype, arguments)
+            setting = {"dtype": dtype, "tokens": tokens, "batch": batch, "machine": vars(machine)}
+            report["cells"] = with_cell(report["cells"], setting | found)
+            print(f"{dtype}, {tokens} tokens, batch {batch}: measured", file=sys.stderr, flush=True)
+            if arguments.output:
+                write(arguments.output, report)
+    for other in others:
+        other.close()
+    return report
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     use_compile_cache()
     try:
-        machine = measured()
-        pretrained = load(arguments.model, dtype="float32")
-        others, cells = others_of(arguments, pretrained), []
-        sides = {other.name: other.versions for other in others}
-        settings = [(n, 1, ()) for n in arguments.prefill_only]
-        settings += [(n, b, arguments.keep_rates) for n in arguments.contexts for b in arguments.batches]
-        for dtype in arguments.dtypes:
-            weights = Weights(pretrained.model if dtype == "float32" else load(arguments.model, dtype=dtype).model)
-            for tokens, batch, rates in settings:
-                ids = prompts(pretrained, batch, tokens)
-                policy = POLICIES[arguments.policy]()
-                ours = Ours(weights, ids, policy=policy, rates=rates, new=arguments.new)
-                asked = [o for o in others if o.name == "transformers" or (batch == 1 and dtype == "float32")]
-                cell = measure(ours, asked, ids, dtype, arguments)
-                cells.append({"dtype": dtype, "tokens": tokens, "batch": batch, "machine": vars(machine), **cell})
-                print(f"{dtype}, {tokens} tokens, batch {batch}: measured", file=sys.stderr, flush=True)
-        for other in others:
-            other.close()
+        report = run(arguments)
     except UserError as error:
         print(f"bench_decode: {error}", file=sys.stderr)
         return 2
-    shape = pretrained.model.config
-    report = {"policy": arguments.policy, "new": arguments.new, "jax": jax.__version__, "others": sides}
-    report |= {"shape": {k: v for k, v in vars(shape).items() if isinstance(v, int | float)}, "cells": cells}
-    print(write(arguments.output, report) if arguments.output else markdown(report))
+    print(markdown(report))
     return 0
 
 

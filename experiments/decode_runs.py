@@ -79,7 +79,7 @@ class Ours:
         self._choose = Program(programs.choose, graph, eviction=Eviction(policy))
         self._prunes: dict[float, Program] = {}
         options = {"max_new": new, "eos_ids": (), "pad_id": 0}
-        self._decodes = {name: Program(programs.go_on, graph, **options) for name in (1.0, *rates, "fresh")}
+        self._decodes = {name: Program(programs.go_on, graph, **options) for name in (1.0, *rates)}
         self._fresh = {rate: Program(programs.go_on, graph, **options) for rate in rates}
         self.decoded: list[list[int]] = []
 

@@ -37,6 +37,7 @@ from experiments.grid import integers, numbers, words
 from experiments.kv_measure import described
 from rcp.data.tasks.base import examples_of
 from rcp.data.tasks.long_text import LongText
+from rcp.evaluate.subject import digest_of
 from rcp.eviction import POLICIES, UNIFORM, dynamic, stream
 from rcp.eviction.prompt import Eviction
 from rcp.infer.trained_dynamic import TrainedDynamic, load_dynamic
@@ -49,7 +50,7 @@ from rcp.types import UserError
 NAME = "dynamic_pruning"
 PUBLISHED, TUNED, OURS = "published", "tuned", "ours"
 SINKS = 4
-LONGER = 32
+LONGER = 64
 """Windows end with a sentence, so longer ones are asked for, and cut."""
 CONTROL = "sinks_window"
 """The policy that reads the tuned weights too."""
@@ -89,14 +90,14 @@ def windows_of(trained: TrainedDynamic, count: int, tokens: int) -> np.ndarray:
     if not isinstance(trained.task, LongText):
         raise UserError(f"the run was trained on {trained.config.task.name}: expected solutions or long_text")
     longer = replace(trained.task, tokens=tokens + LONGER)
-    rows = [
-        trained.tokenizer.encode("".join((*example.context, example.question, example.answer)))[:tokens]
-        for example in examples_of(longer, trained.tokenizer, "test", None)[:count]
-    ]
-    found = [row for row in rows if len(row) == tokens]
-    if len(found) < count:
-        raise UserError(f"--windows={count}: the test split has {len(found)} of {tokens} tokens")
-    return np.asarray(found, np.int32)
+    found = []
+    for example in examples_of(longer, trained.tokenizer, "test", None):
+        ids = trained.tokenizer.encode("".join((*example.context, example.question, example.answer)))
+        if len(ids) >= tokens:
+            found.append(ids[:tokens])
+        if len(found) == count:
+            return np.asarray(found, np.int32)
+    raise UserError(f"--windows={count}: the test split has {len(found)} of {tokens} tokens")
 
 
 def _next(model: Any, h: Any, tokens: Any) -> Any:
@@ -194,17 +195,22 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     models = {TUNED: trained.model} | ({PUBLISHED: loaded.model} if loaded else {})
     windows = windows_of(trained, options.windows, options.tokens)
     shared = {"tokens": options.tokens, "chunk": options.chunk, "dtype": options.dtype, "step": trained.step}
-    shared |= {"windows": options.windows, "model": trained.weights}
+    state = (trained.interaction, nnx.to_pure_dict(nnx.state(trained.model)))
+    shared |= {
+        "windows": options.windows,
+        "model": trained.weights,
+        "run": digest_of(state),
+        "text": digest_of(windows),
+    }
     known = {CONTROL: Eviction(POLICIES[CONTROL](), UNIFORM, sinks=SINKS)} | evictions
     for point in points(options, tuple(evictions), PUBLISHED if loaded else TUNED):
         eviction = known.get(point.method)
         identity = vars(point) | shared | {"eviction": described(eviction)}
         if any(cell["identity"] == identity for cell in cells) or time.monotonic() >= ends:
             continue
-        start = time.perf_counter()
         read = reader_of(point, models[point.weights], trained.interaction, eviction, options.chunk)
         found = measure(read, windows, options.batch_size, 0)
-        cells.append({"identity": identity, **found, "seconds": time.perf_counter() - start})
+        cells.append({"identity": identity, **found})
         with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(cells[-1]) + "\n")
         said = f"NLL {np.mean(found['nll']):.4f}, {np.mean(found['dropped']):.3f} dropped"
@@ -217,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=f"rcp tables {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    streaming = [name for name, policy in POLICIES.items() if policy().streams]
+    policies = {name: policy() for name, policy in POLICIES.items()}
+    streaming = [name for name, policy in policies.items() if policy.streams and policy.allotment.layers == "uniform"]
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/tables"), help=f"gets {NAME}.md, .csv, .tex, .png and cells/")
     add("--runs", type=Path, default=Path("runs"), help="folder of the runs dynamic, eviction_stream")

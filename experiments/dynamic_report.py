@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from rcp.evaluate.tables import Grid, bootstrap_means, interval, markdown_lines
 
 Cell = dict[str, Any]
 NAME = "dynamic_pruning"
+POINT = ("method", "weights", "size", "shift", "eviction")
 HEAD = ("# Perplexity against the share of context dropped", "")
 LEGEND = (
     "dropped: the mean share of pairs of a token and an earlier one in which the earlier one was gone, over layers and "
@@ -37,12 +39,12 @@ class Line:
     low: float
     high: float
     windows: int
-    seconds: float
+    setting: str
 
 
-def setting(cell: Cell) -> tuple[int, int, int]:
-    """Tokens of a window, windows, and steps that the run of dynamic pruning was trained for."""
-    return tuple(cell["identity"][key] for key in ("tokens", "windows", "step"))  # pyright: ignore[reportReturnType]
+def setting(cell: Cell) -> str:
+    """Whose points make one table: all that is the same for every point of a run of the experiment."""
+    return json.dumps({key: value for key, value in cell["identity"].items() if key not in POINT}, sort_keys=True)
 
 
 def lines_of(cells: Sequence[Cell], resamples: int) -> list[Line]:
@@ -54,13 +56,13 @@ def lines_of(cells: Sequence[Cell], resamples: int) -> list[Line]:
         whole = next((other for other in cells if other["identity"] == full), None)
         if whole is None:
             continue
-        nll, seconds, dropped = np.asarray(cell["nll"]), cell["seconds"], float(np.mean(cell["dropped"]))
+        nll, dropped = np.asarray(cell["nll"]), float(np.mean(cell["dropped"]))
         above = nll - np.asarray(whole["nll"])
         bounds = (float(above.mean()), *interval(bootstrap_means(above[None], resamples, [0])))
         keep = "all" if i["method"] == "full" else str(i["size"]) if i["size"] else f"{i['shift']:+g}"
         mean = float(nll.mean())
-        values = (dropped, float(np.exp(mean)), mean, *bounds, len(nll), seconds)
-        found.append(Line(i["method"], i["weights"], keep, *values))
+        values = (dropped, float(np.exp(mean)), mean, *bounds, len(nll))
+        found.append(Line(i["method"], i["weights"], keep, *values, setting(cell)))
     names = list(dict.fromkeys((line.weights, line.method) for line in found))
     return sorted(found, key=lambda line: (names.index((line.weights, line.method)), line.dropped))
 
@@ -86,9 +88,10 @@ def write_report(folder: Path, cells: Sequence[Cell], resamples: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
     tables: list[Grid] = []
-    for tokens, windows, step in dict.fromkeys(map(setting, cells)):
-        own = lines_of([cell for cell in cells if setting(cell) == (tokens, windows, step)], resamples)
-        tables.append(grid_of(own, f"{windows} windows of {tokens} tokens, a run of {step} steps"))
+    for name in dict.fromkeys(map(setting, cells)):
+        own, i = lines_of([cell for cell in cells if setting(cell) == name], resamples), json.loads(name)
+        title = f"{i['windows']} windows of {i['tokens']} tokens, chunks of {i['chunk']}, {i['dtype']}"
+        tables.append(grid_of(own, f"{title}; a run of {i['step']} steps ({i['run']})"))
         lines += own
     body = [line for table in tables for line in markdown_lines(table, "dynamic")]
     page = "\n".join((*HEAD, *body, LEGEND, "", f"Written by `rcp tables {NAME}`.", ""))
@@ -105,26 +108,24 @@ def write_report(folder: Path, cells: Sequence[Cell], resamples: int) -> str:
 
 
 def figure(path: Path, lines: Sequence[Line]) -> None:
-    """NLL above that of the same weights over the share dropped, a curve a method; tuned weights dashed."""
+    """NLL above that of the same weights over the share dropped, a panel a setting, a curve a method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axis = fig.subplots()
-    for weights, method in dict.fromkeys((line.weights, line.method) for line in lines):
-        if method == "full":
-            continue
-        own = [line for line in lines if (line.weights, line.method) == (weights, method)]
-        ours = method in ("dynamic", "ours")
-        style = {"linestyle": "--" if weights == "tuned" else "-", "linewidth": 2.4 if ours else 1.2}
-        label = method if weights == "published" or method == "dynamic" else f"{method}, tuned"
-        axis.plot(
-            [100 * line.dropped for line in own], [line.difference for line in own], marker="o", label=label, **style
-        )
-    axis.axhline(0, color="0.7", linewidth=1)
-    axis.set_xlabel("dropped, % of the pairs of a token and an earlier one")
-    axis.set_ylabel("NLL above nothing dropped, nats a token")
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    settings = list(dict.fromkeys(line.setting for line in lines))
+    fig = Figure(figsize=(7.2 * len(settings), 4.6), layout="constrained")
+    for axis, name in zip(fig.subplots(1, len(settings), squeeze=False)[0], settings):
+        drawn = [line for line in lines if line.setting == name and line.method != "full"]
+        for weights, method in dict.fromkeys((line.weights, line.method) for line in drawn):
+            own = [line for line in drawn if (line.weights, line.method) == (weights, method)]
+            dropped, above = [100 * line.dropped for line in own], [line.difference for line in own]
+            style = {"linestyle": "--" if weights == "tuned" else "-", "marker": "o"}
+            label = method if weights == "published" or method == "dynamic" else f"{method}, {weights}"
+            axis.plot(dropped, above, label=label, linewidth=2.4 if method in ("dynamic", "ours") else 1.2, **style)
+        axis.axhline(0, color="0.7", linewidth=1)
+        axis.set_xlabel("dropped, % of the pairs of a token and an earlier one")
+        axis.grid(alpha=0.25)
+    fig.axes[0].set_ylabel("NLL above nothing dropped, nats a token")
+    fig.axes[0].legend(frameon=False, fontsize=8)
     FigureCanvasAgg(fig)
     fig.savefig(path, dpi=140)

@@ -110,6 +110,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     for key, expected in problems(config.eviction):
         need(False, f"eviction.{key}", expected)
     config.dynamic.check(need)
+    need(not (config.dynamic.on and config.eviction.tasks), "dynamic.on", "false where eviction.tasks is set")
     p = config.parallel
     need(p.num_processes > 0, "parallel.num_processes", "above 0")
     need(0 <= p.process_id < p.num_processes, "parallel.process_id", "at least 0 and below parallel.num_processes")

@@ -12,7 +12,7 @@ class DynamicConfig:
 
     `on`: the run trains this, and no scorer of prompts. `rank`: of the interaction's projections. `beta`: where its
     bias begins (published: 2 in the training command, 5 in the model's own default). `gamma`: weight of the mean of I
-    over pairs of a token and an earlier one (the published .3 is of a mean that is half constant: about .15 here).
+    over pairs of a token and an earlier one (the published .3 is of a mean that is half constant: .15 here).
     alpha goes from `alpha_begin` to `alpha_end` by a cosine over `alpha_steps` training steps (0: the whole run), and
     stays there.
     """
@@ -20,7 +20,7 @@ class DynamicConfig:
     on: bool = False
     rank: int = 64
     beta: float = 2.0
-    gamma: float = 0.3
+    gamma: float = 0.15
     alpha_begin: float = 1.0
     alpha_end: float = 8.0
     alpha_steps: int = 0

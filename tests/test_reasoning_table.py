@@ -19,7 +19,7 @@ def test_the_references_ask_the_same_questions() -> None:
     assert set(others) == {"family_4", "family_16"}
     for number in range(6):
         example = mixed.example("test", number)
-        assert len(example.context) == 16 and len(example.support or ()) == 4
+        assert len(example.context) == 16 and len(example.support or ()) == 8
         for name, other in others.items():
             same = other.example("test", number)
             assert (same.question, same.answer, same.uid) == (example.question, example.answer, example.uid)

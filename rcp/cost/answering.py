@@ -86,7 +86,7 @@ def _answer(s: Setting, context: int, score: Work, cached: int | None = None) ->
     tokens = context + s.fixed
     slots = (context if cached is None else cached) + s.fixed + s.new
     read_slots = max(slots, tokens)
-    read = prefill(s.shape, tokens, read_slots, batch=s.batch, stored=s.stored)
+    read = prefill(s.shape, tokens, batch=s.batch, stored=s.stored)
     step = decode_step(s.shape, slots, batch=s.batch, stored=s.stored)
     return Answer(tokens, slots, read_slots, score, read, step, s.new)
 

@@ -11,7 +11,7 @@ from rcp.cost.answering import Answer, Setting, break_even, evicted, pruned, who
 from rcp.cost.device import Device
 from rcp.cost.memory import cache_bytes, optimizer_bytes, parameter_bytes, reading_bytes, training
 from rcp.cost.scoring import features, network, scorer_parameters
-from rcp.cost.work import FLOAT32, SIZES, Stored, Work, forward, parameters, train_step
+from rcp.cost.work import FLOAT32, SIZES, Stored, Work, forward, layer_parameters, parameters, train_step
 from rcp.nn.parameters import TransformerConfig
 
 KEEP, EVICT = "keep", "evict"  # a prompt pruned before it is read, a cache pruned after
@@ -86,11 +86,15 @@ def _answers(request: Request) -> dict[str, Answer]:
 
 
 def _held(request: Request, answer: Answer) -> dict[str, int]:
-    """Bytes in use: weights, cache, beside them while reading or scoring, and in all at the fullest moment."""
+    """Bytes in use: weights, cache, beside them in reading, scoring or decoding, and in all at the fullest moment.
+
+    Decoding reads a second copy of the layers' weights and of the cache, laid out for it (`rcp.nn.step`).
+    """
     shape, batch, stored = request.shape, request.batch, request.stored
     weights = parameter_bytes(shape, stored)
     cache, full = (cache_bytes(shape, n, batch=batch, stored=stored) for n in (answer.slots, answer.read_slots))
     reading = reading_bytes(shape, answer.tokens, answer.read_slots, batch=batch, stored=stored)
+    decoding = shape.n_layers * layer_parameters(shape) * stored.params + cache if answer.new else 0
     scoring = 0
     if answer.score.flops:
         weights += scorer_parameters(shape, request.config.scorer) * FLOAT32
@@ -102,7 +106,8 @@ def _held(request: Request, answer: Answer) -> dict[str, int]:
         "cache": cache,
         "reading": reading,
         "scoring": scoring,
-        "total": weights + max(full + reading, scoring),
+        "decoding": decoding,
+        "total": weights + max(full + reading, scoring, cache + decoding),
     }
 
 

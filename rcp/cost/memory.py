@@ -107,7 +107,7 @@ def reading_bytes(
     """
     c, rows = shape, batch * tokens
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    block = max((queries // blocks) * (keys + capacity) for queries, keys, blocks in blocks_of(tokens))
+    block = max((queries // blocks) * keys for queries, keys, blocks in blocks_of(tokens))
     working = max(rows * (q + 2 * kv) + 2 * batch * c.n_heads * block, rows * 2 * c.d_ff) + 2 * rows * c.d_model
     cache = cache_bytes(c, max(capacity, tokens), batch=batch, stored=stored) if capacity else 0
     return cache + layer_parameters(c) * stored.params + working * FLOAT32

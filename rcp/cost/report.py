@@ -55,6 +55,7 @@ def _memory(found: dict[str, Any]) -> Grid:
         ("cache", f"KV cache, with {prompt['new']} new tokens"),
         ("reading", "beside them while reading"),
         ("scoring", "beside the weights while scoring"),
+        ("decoding", "beside weights and cache while decoding"),
         ("total", "at the fullest moment"),
     ):
         lines.append((label, *(size(parts[name]) if parts[name] else "" for parts in held.values())))

@@ -132,17 +132,15 @@ def forward(
     return Work(products, elementwise, moved)
 
 
-def prefill(shape: TransformerConfig, tokens: int, capacity: int, *, batch: int = 1, stored: Stored = SINGLE) -> Work:
-    """Reading prompts into a cache (`rcp.infer.generate.prefill`), the logits after their last tokens included.
-
-    That function hands every layer the still empty cache, whose slots are multiplied with every query too.
-    """
-    return forward(shape, tokens, batch=batch, past=max(capacity, tokens), logits=1, stored=stored)
+def prefill(shape: TransformerConfig, tokens: int, *, batch: int = 1, stored: Stored = SINGLE) -> Work:
+    """Reading prompts into a cache (`rcp.infer.generate.prefill`), the logits after their last tokens included."""
+    written = 2 * shape.n_layers * batch * tokens * shape.n_kv_heads * shape.head_dim * stored.compute
+    return forward(shape, tokens, batch=batch, logits=1, stored=stored) + Work(0, 0, written)
 
 
 def decode_step(shape: TransformerConfig, capacity: int, *, batch: int = 1, stored: Stored = SINGLE) -> Work:
     """One more token of each example: all slots of the cache are read, filled or not."""
-    return forward(shape, 1, batch=batch, past=capacity, logits=1, stored=stored)
+    return forward(shape, 1, batch=batch, past=capacity - 1, logits=1, stored=stored)
 
 
 def train_step(

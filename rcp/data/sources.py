@@ -175,7 +175,9 @@ def gsm8k_equations(body: str, answer: str) -> str:
 
     "" where a solution has no mark.
     """
-    marks = [re.sub(r"\s*([-+*/=])\s*", r" \1 ", mark).strip() for mark in re.findall(r"<<([^>]*)>>", body)]
+    # A sign right behind an operator or at the beginning belongs to its number.
+    operator = r"\s*(?<![-+*/=(])(?<!^)([-+*/=])\s*"
+    marks = [re.sub(operator, r" \1 ", mark.strip()) for mark in re.findall(r"<<([^>]*)>>", body)]
     return " ".join([*(f"{mark}." for mark in marks), f"The answer is {answer.strip()}."]) if marks else ""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rcp.data.pack import round_up
 from rcp.evaluate.asking import Asked, Asking, count_of, in_turn, needed_entries, piece_of
@@ -26,6 +27,7 @@ from rcp.evaluate.cells import Piece
 from rcp.eviction import Full, all_needs
 from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.eviction.reconstruction import repeat_of
+from rcp.infer import programs
 from rcp.nn.pruner import compact
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Role
@@ -61,6 +63,8 @@ class CacheBench:
         needs = all_needs(*(eviction.policy.needs for eviction in evictions))
         options: dict[str, Any] = {"needs": replace(needs, reconstruction=False), "repeat": repeat_of(tokenizer)}
         options |= {"eos_ids": (tokenizer.eos_id,), "pad_id": tokenizer.pad_id}
+        if self.asking.decode:  # once for all rows
+            options["weights"] = programs.weights_of(*nnx.split(self.loaded.model))
         make = partial(CacheReader, self.loaded.model, **options)
         self._readers = {row.name: make(row.eviction or Eviction(Full())) for row in self.rows}
         self._before = compiled()
@@ -141,7 +145,8 @@ class CacheBench:
             there = before.sum(axis=1)
             count = count_of(there, budget)
             keep = ~before | (np.cumsum(before, axis=1) > (there - count)[:, None])
-            length = min(round_up(int(count.max()) + self.asking.width, ANEW), batch.tokens.shape[1])
+            behind = int((~before & (batch.role != Role.PAD)).sum(axis=1).max())
+            length = min(round_up(int(count.max()) + behind, ANEW), batch.tokens.shape[1])
             short = _compact(batch, keep, length=length)
             read = partial(reader.read_anew, short, max_answer=self.asking.max_answer)
             reading, took = self._timed("reading anew", read)

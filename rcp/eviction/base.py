@@ -116,8 +116,8 @@ class EvictionPolicy:
 
     @property
     def streams(self) -> bool:
-        """Whether it can score entries of which each head holds its own, while more is read (`rcp.eviction.stream`)."""
-        return not (self.needs.reconstruction or self.needs.hidden)
+        """Whether it can score a cache in which heads already hold different tokens (`rcp.eviction.stream`)."""
+        return self.swept and not (self.needs.reconstruction or self.needs.hidden)
 
     def scores(
         self, seen: Seen, *, budget: Int[Array, " batch"] | None = None, keys: Key[Array, " batch"] | None = None

@@ -83,6 +83,7 @@ def compact(
     each = [capacities] * layers if isinstance(capacities, int) else list(capacities)
     if len(each) != layers:
         raise ValueError(f"{len(each)} capacities for {layers} layers")
+    parts = _runs(each)  # of what was asked for: so runs stay the same whatever slots there are
     each = [min(capacity, slots) for capacity in each]
     order = order_of(keep)
     count = jnp.sum(jnp.swapaxes(keep, 0, 1), axis=-1, dtype=jnp.int32)
@@ -90,7 +91,7 @@ def compact(
     length = jnp.minimum(count, bound)
     after = length.max(axis=(0, 2)) if repack else found.next
     runs = []
-    for first, last in _runs(each):
+    for first, last in parts:
         part = slice(first, last)
         run = _gather(found, order[part, ..., : each[first]], length[part], part)
         if repack:
@@ -132,7 +133,7 @@ def _repacked(run: Entries, after: Int[Array, " batch"], frequencies: Array) -> 
 
 
 def moved(context: Context, position: Int[Array, " batch"], frequencies: Float[Array, " half"]) -> Context:
-    """The context with every key as far on as its next position is moved to `position`.
+    """The context with every key turned by what lies between its own next position and `position`.
 
     Rotary attention knows differences of positions alone: what is read behind it finds the same.
     """
@@ -144,7 +145,9 @@ def moved(context: Context, position: Int[Array, " batch"], frequencies: Float[A
 
 
 def _turned(run: Entries, position: Array, there: Array, frequencies: Array) -> Entries:
-    """Keys turned from where they stood to new positions, where there are any."""
+    """Keys turned from where they stood to new positions, where there are any. Raises ValueError on int8."""
+    if run.scales is not None:
+        raise ValueError("keys in int8 cannot be turned to other positions")
     turn = jnp.where(there, position - run.position, 0).astype(jnp.float32)
     angle = turn[..., None] * frequencies[None, None, None, None]
     k = rotate(run.k.astype(jnp.float32), jnp.cos(angle), jnp.sin(angle)).astype(run.k.dtype)

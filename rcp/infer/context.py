@@ -7,7 +7,6 @@ Query-aware: the question is read with the context, so that policies see it, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from rcp.infer.generate import Generated
 from rcp.infer.lossless import Lossless
 from rcp.infer.sample import Sampling
 from rcp.nn.cache import Context
-from rcp.nn.step import Weights
+from rcp.nn.step import LayerWeights
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
 
@@ -36,6 +35,7 @@ class PrunedContext(NamedTuple):
         was read with it are not counted.
       entries: how many there were.
       logits: after the last token read [batch, vocab].
+      taken_back: last tokens read that are no part of the context any more, and are to be read again behind it.
     """
 
     context: Context
@@ -43,6 +43,7 @@ class PrunedContext(NamedTuple):
     kept: np.ndarray
     entries: np.ndarray
     logits: Array
+    taken_back: int = 0
 
 
 class LosslessAnswers(NamedTuple):
@@ -65,8 +66,10 @@ class ContextModel:
 
     Args:
       repeat: see `rcp.eviction.reconstruction`; for policies that read the prompt twice.
+      needs: what is gathered in reading; None: what its own policy needs.
       runs: at most so many runs of layers may differ in capacity.
       int8: what is kept is rounded to 8 bits; tokens read behind it are not.
+      weights: those of another `ContextModel` of the same model, which are a copy of all of its layers.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class ContextModel:
         int8: bool = False,
         eos_ids: Sequence[int] = (),
         pad_id: int = 0,
+        weights: LayerWeights | None = None,
     ):
         self.eviction = eviction
         self._needs = eviction.policy.needs if needs is None else needs
@@ -93,6 +97,7 @@ class ContextModel:
         self._repeat, self._chunk, self._multiple, self._runs = repeat, chunk, multiple, runs
         self._int8 = int8
         self._eos_ids, self._pad_id = tuple(eos_ids), pad_id
+        self._weights = weights
 
     def read(self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]] | None = None) -> ReadPrompt:
         """Reads contexts, each with its question where policies are to see it.
@@ -152,7 +157,7 @@ class ContextModel:
         read = read._replace(statistics=Statistics())  # so that readings with other needs share a program
         context = programs.prune(self._graph, self._params, read, kept, np.int32(take_back), **options)
         asked, left, entries = (np.asarray(x) for x in counts)
-        return PrunedContext(context, asked, left, entries, read.logits)
+        return PrunedContext(context, asked, left, entries, read.logits, take_back)
 
     def answer(
         self, pruned: PrunedContext | Context, questions: Sequence[Sequence[int]], *, max_new: int = 64, drawn=None
@@ -193,6 +198,8 @@ class ContextModel:
         if self._int8 and self.eviction.repack:
             raise UserError("lossless decoding turns repacked keys back to their positions: int8 keys cannot be turned")
         context = pruned.context if isinstance(pruned, PrunedContext) else pruned
+        if isinstance(pruned, PrunedContext) and pruned.taken_back:
+            raise UserError("tokens were taken back from the pruned context, and are still in what was read")
         if len(context.position) != len(read.logits):
             raise UserError(f"{len(context.position)} pruned contexts, {len(read.logits)} read: expected the same ones")
         tokens = valid = None
@@ -205,14 +212,22 @@ class ContextModel:
         return LosslessAnswers(self._ids(found), *counts)
 
     def go_on(self, pruned: PrunedContext, *, max_new: int = 64, drawn: Sampling | None = None) -> list[list[int]]:
-        """Continuations of what was read, the question with it."""
+        """Continuations of what was read, the question with it.
+
+        Raises:
+          UserError: tokens of it were taken back, so that there is nothing to go on from.
+        """
+        if pruned.taken_back:
+            raise UserError(f"{pruned.taken_back} tokens were taken back: read them again with `answer`")
         given = (pruned.context, pruned.logits, drawn, self.weights)
         return self._ids(programs.go_on(self._graph, self._params, *given, **self._decoding(max_new)))
 
-    @cached_property
-    def weights(self) -> Weights:
+    @property
+    def weights(self) -> LayerWeights:
         """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
-        return programs.weights_of(self._graph, self._params)
+        if self._weights is None:
+            self._weights = programs.weights_of(self._graph, self._params)
+        return self._weights
 
     def _capacities(self, counts: np.ndarray, entries: int) -> tuple[int, ...]:
         """One a layer, which hold `counts` entries of each; there are `entries` slots before pruning."""

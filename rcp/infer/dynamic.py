@@ -42,8 +42,9 @@ class DynamicPrompt(NamedTuple):
 class DynamicModel:
     """Reads prompts in chunks and goes on from what its tokens have left of them. Token ids in, token ids out.
 
-    While a prompt is read all layers have the capacity of the fullest; before decoding they get their own, in at most
-    `runs` runs of layers. In decoding every token's drops are compacted at once, at fixed capacities.
+    While a prompt is read all layers have one capacity, which doubles where the fullest needs it; before decoding they
+    get their own, in at most `runs` runs of layers. In decoding every token's drops are compacted at once, at fixed
+    capacities.
 
     Args:
       shift: see `rcp.eviction.dynamic.read`.
@@ -90,7 +91,7 @@ class DynamicModel:
             logits = after if logits is None else jnp.where((there > 0)[:, None], after, logits)
             needed = np.asarray(counts)
             final = first + self._chunk >= width
-            capacities = stepped(needed + (room if final else 0), self._multiple, self._runs if final else 1)
+            capacities = stepped(needed + room, self._multiple, self._runs) if final else self._doubled(needed)
             state = _compacted(found, capacities=capacities)
         kept = np.concatenate([np.asarray(run.length[:, :, 0]) for run in state.context.runs])
         assert logits is not None
@@ -113,6 +114,11 @@ class DynamicModel:
         )
         lengths = np.asarray(out.length)
         return [row[:length].tolist() for row, length in zip(np.asarray(out.tokens), lengths, strict=True)]
+
+    def _doubled(self, needed: np.ndarray) -> tuple[int, ...]:
+        """One capacity for all layers, `multiple` times a power of two: chunks of a long prompt share few programs."""
+        steps = -(-int(needed.max()) // self._multiple)
+        return (self._multiple << max(0, steps - 1).bit_length(),) * len(needed)
 
     def _roomy(self, state: DynamicContext, capacities: Sequence[int]) -> DynamicContext:
         """The same with empty slots up to the capacities, which may be more than there were entries."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.infer.sample import Sampling, next_token, sample_keys
 from rcp.nn.cache import Context, KVCache, append, repeated, tail_of
 from rcp.nn.chunk import read_chunk
-from rcp.nn.step import Weights, as_tokens, laid_out, step, unstacked
+from rcp.nn.step import LayerWeights, as_tokens, laid_out, step, unstacked
 from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
@@ -84,7 +84,7 @@ def decode(
     pad_id: int = 0,
     sampling: Sampling | None = None,
     context: Context | None = None,
-    weights: Weights | None = None,
+    weights: LayerWeights | None = None,
 ) -> tuple[Generated, KVCache]:
     """Continues from `prefill`'s result, until every example has ended or has `max_new` tokens.
 

@@ -83,6 +83,9 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
             f"{workdir} holds no run (no config.json); train one: rcp train --config=configs/X.py --workdir={workdir}"
         )
     trained_with, config = load_config(saved), load_config(saved, overrides)
+    if trained_with.dynamic.on or trained_with.eviction.tasks:
+        name = "docs/dynamic.md" if trained_with.dynamic.on else "docs/eviction.md"
+        raise UserError(f"{workdir} holds a run that prunes caches, not prompts: how it is used is in {name}")
     if decided := [key for key in differing_keys(trained_with, config) if not key.startswith(MAY_DIFFER)]:
         raise UserError(
             f"config.{decided[0]} was decided in training ({workdir}); only these may be set now: "

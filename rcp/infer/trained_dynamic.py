@@ -23,7 +23,7 @@ from rcp.types import Tokenizer, UserError
 @dataclass(frozen=True)
 class TrainedDynamic:
     """Attributes:
-    model: with its trained parameters, gates off: what stands for the gates is `interaction`.
+    model: with its trained parameters, without gates, which are made of `interaction`.
     weights: fingerprint of the published weights that training began with, if any.
     step: training steps taken.
     """

@@ -18,7 +18,7 @@ from rcp.types import UserError
 def load_eviction(workdir: Path, loaded: Pretrained) -> Eviction:
     """How the run in `workdir` prunes: its scorer as a policy, with the allotment and the sinks it was trained for.
 
-    An interrupted run says so on stderr.
+    A run that was interrupted in its last stage says so on stderr.
 
     Raises:
       UserError: no such run there, nothing trained yet, or it was trained for other weights than those loaded.
@@ -32,7 +32,7 @@ def load_eviction(workdir: Path, loaded: Pretrained) -> Eviction:
         )
     config = load_config(saved)
     if not config.eviction.tasks:
-        raise UserError(f"{workdir} holds a run that prunes prompts: expected one of configs/eviction.py")
+        raise UserError(f"{workdir} holds a run of another kind: expected one of configs/eviction.py")
     stages = eviction_stages(config, loaded)
     state, _ = restore(stages, config, workdir)
     if (step := int(state.step)) < stages[-1].steps:

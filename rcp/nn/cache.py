@@ -140,8 +140,14 @@ def repeated(cache: KVCache, times: int) -> KVCache:
 
 
 def for_rows(context: Context, rows: int) -> Context:
-    """Each example's entries as often as makes `rows` of them, one after the other; a multiple of their number."""
-    times = rows // len(context.position)
+    """Each example's entries as often as makes `rows` of them, one after the other.
+
+    Raises:
+      ValueError: `rows` is no multiple of their number.
+    """
+    times, rest = divmod(rows, len(context.position))
+    if rest or not times:
+        raise ValueError(f"{rows} rows of {len(context.position)} contexts: expected a multiple")
     if times == 1:
         return context
     runs = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.runs)

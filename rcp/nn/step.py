@@ -24,7 +24,7 @@ from rcp.nn.transformer import Transformer
 
 ROWS_BY_COLUMNS = (((2,), (2,)), ((0,), (0,)))  # both operands are contracted over their last axis
 
-Weights = tuple[dict[str, Any], ...]
+LayerWeights = tuple[dict[str, Any], ...]
 """The parameters of each layer."""
 
 
@@ -50,7 +50,7 @@ New = tuple[tuple[Float[Array, "rows new dim"], Float[Array, "rows new dim"]], .
 """For each layer the keys and values of the new tokens, one slot a step."""
 
 
-def unstacked(model: Transformer) -> Weights:
+def unstacked(model: Transformer) -> LayerWeights:
     """Each layer's parameters as arrays of their own: a copy of them all, to be made once for many decodings."""
     tree = model.layers.tree()
     return tuple(jax.tree.map(lambda x, i=i: x[i], tree) for i in range(model.config.n_layers))
@@ -113,7 +113,7 @@ def as_tokens(new: New, batch: int) -> tuple[Array, Array]:
 
 def step(
     model: Transformer,
-    weights: Weights,
+    weights: LayerWeights,
     past: Past,
     new: New,
     number: Int[Array, ""],

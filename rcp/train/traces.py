@@ -41,7 +41,7 @@ from rcp.nn.cache import KVCache
 from rcp.pretrained import Pretrained
 from rcp.types import Example, Tokenizer, UserError
 
-FORMAT = 1
+FORMAT = 2
 QUESTION_MULTIPLE = 64
 DECIDING = ("questions", "tokens", "question_tokens", "measures", "hidden")
 
@@ -87,10 +87,16 @@ class Traces:
         return self._places[index][0]
 
     def load(self, index: int) -> dict[str, np.ndarray]:
-        path = self._path(index)
-        if not path.exists():
+        if not self._path(index).exists():
             self._make(index)
-        with np.load(path) as file:
+        found = self._stored(index)
+        if found["context"].tolist() != self.asked(index).context:  # a text file has changed since
+            self._make(index)
+            found = self._stored(index)
+        return found
+
+    def _stored(self, index: int) -> dict[str, np.ndarray]:
+        with np.load(self._path(index)) as file:
             return {name: file[name] for name in file.files}
 
     def asked(self, index: int) -> Asked:
@@ -176,6 +182,7 @@ def read_trace(graph: Any, params: Any, asked: Asked, c: EvictionConfig) -> dict
     count = len(asked.questions)
     arrays = {name: _half(getattr(found, name))[:, :count, :, :length].swapaxes(0, 1) for name in found._fields}
     arrays |= {"k": _half(cache.k)[:, 0, :length], "v": _half(cache.v)[:, 0, :length]}
+    arrays["context"] = np.asarray(asked.context, np.int32)
     arrays["measured"] = _half(measured)[:, 0, ..., :length]
     if hidden is not None:
         arrays["hidden"] = _half(hidden)[:, 0, :length]

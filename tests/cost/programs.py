@@ -25,6 +25,7 @@ from rcp.cost.work import Stored
 from rcp.infer.generate import prefill
 from rcp.nn import transformer
 from rcp.nn.parameters import TransformerConfig
+from rcp.nn.step import laid_out, room, step, unstacked
 from rcp.nn.transformer import Transformer
 from rcp.train.optim import make_optimizer
 from rcp.train.reader_step import make_reader_step
@@ -81,17 +82,21 @@ def prefill_program(shape: TransformerConfig, batch: int, tokens: int, capacity:
     return (lambda p, t: prefill(nnx.merge(graph, p), t, capacity=capacity)), (params, tokens_of(batch, tokens))
 
 
-def cached_program(shape: TransformerConfig, batch: int, tokens: int, capacity: int, dtype: str = "float32") -> Program:
-    """Reading tokens behind a cache that is given. With one token: what `rcp.infer.generate.decode` does for each."""
-    graph, params = model_of(shape, dtype)
-    cache = jax.eval_shape(lambda p: nnx.merge(graph, p).new_cache(batch, capacity), params)
+def step_program(shape: TransformerConfig, batch: int, slots: int, new: int) -> Program:
+    """What `rcp.infer.generate.decode` does for each of `new` tokens behind a cache of `slots`."""
+    graph, params = model_of(shape)
 
-    def step(params: Any, token: Any, cache: Any) -> Any:
+    def laid(params: Any) -> Any:
         model = nnx.merge(graph, params)
-        h, cache = model.hidden(token, valid=jnp.ones(token.shape, bool), cache=cache)
-        return model.logits(h[:, -1]), cache
+        return unstacked(model), laid_out(model.new_cache(batch, slots), slots=slots), room(model, batch, new)
 
-    return step, (params, tokens_of(batch, tokens), cache)
+    def one(params: Any, layers: Any, past: Any, written: Any, token: Any) -> Any:
+        model = nnx.merge(graph, params)
+        h, written = step(model, layers, past, written, jnp.int32(0), token, jnp.full((batch,), slots))
+        return model.logits(h), written
+
+    token = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return one, (params, *jax.eval_shape(laid, params), token)
 
 
 def train_program(

@@ -8,11 +8,11 @@ import pytest
 from rcp.cost.work import attended, blocks_of, decode_step, forward, parameters, prefill, train_step
 from tests.cost.programs import (
     SHAPES,
-    cached_program,
     hidden_program,
     model_of,
     prefill_program,
     products,
+    step_program,
     train_program,
 )
 
@@ -41,9 +41,9 @@ def test_products_of_a_pass_are_exact(name, tokens):
 def test_products_of_reading_and_decoding_are_exact(name):
     shape = SHAPES[name]
     for tokens, capacity in ((40, 60), (300, 310), (300, 20)):
-        read = prefill(shape, tokens, capacity, batch=3)
+        read = prefill(shape, tokens, batch=3)
         assert read.products == products(prefill_program(shape, 3, tokens, capacity))
-    assert decode_step(shape, 60, batch=3).products == products(cached_program(shape, 3, 1, 60))
+    assert decode_step(shape, 60, batch=3).products == products(step_program(shape, 3, 48, 12))
 
 
 @shapes

@@ -1,8 +1,6 @@
 """The formulas against what XLA says of the compiled programs: operations, arguments, results, temporaries.
 
-Two things cannot be asked of XLA as they are. Its cost analysis counts the body of a loop once, so the loop over layers
-is unrolled here. And `rcp.infer.generate.prefill` starts from a cache of zeros: unrolled, XLA sees the zeros and leaves
-out the products with them, which the real program (a loop) does compute; here the cache is an argument.
+XLA's cost analysis counts the body of a loop once, so the loop over layers is unrolled here.
 
 Temporaries are the arrays that XLA holds at the fullest moment. How it lays them into one another is a heuristic, which
 at two layers leaves 10 to 20 % to what a formula can say. What each further layer adds is therefore held to the
@@ -16,13 +14,13 @@ from dataclasses import replace
 import pytest
 
 from rcp.cost.memory import activation_bytes, cache_bytes, parameter_bytes, reading_bytes, training
-from rcp.cost.work import decode_step, forward, layer_parameters, train_step
+from rcp.cost.work import decode_step, forward, layer_parameters, prefill, train_step
 from tests.cost.programs import (
     SHAPES,
-    cached_program,
     compiled,
     hidden_program,
     prefill_program,
+    step_program,
     train_program,
     unrolled,
 )
@@ -36,13 +34,12 @@ def test_operations_arguments_and_results(name, monkeypatch):
     """Of reading, of a decoded token and of a training step, elementwise operations and optimizer included."""
     unrolled(monkeypatch)
     shape = SHAPES[name]
-    weights, cache = parameter_bytes(shape), cache_bytes(shape, 112, batch=2)
+    weights, cache, new = parameter_bytes(shape), cache_bytes(shape, 112, batch=2), cache_bytes(shape, 12, batch=2)
     held = training(shape, 64, batch=4, answer=8)
     state = held.weights + held.optimizer
-    read = forward(shape, 96, batch=2, past=112, logits=1)
     for work, program, taken, given in (
-        (read, cached_program(shape, 2, 96, 112), weights + cache, cache),
-        (decode_step(shape, 112, batch=2), cached_program(shape, 2, 1, 112), weights + cache, cache),
+        (prefill(shape, 96, batch=2), prefill_program(shape, 2, 96, 112), weights, cache),
+        (decode_step(shape, 112, batch=2), step_program(shape, 2, 100, 12), weights + cache, new),
         (train_step(shape, 64, batch=4, answer=8), train_program(shape, 4, 64, 8), state, state),
     ):
         program = compiled(program)

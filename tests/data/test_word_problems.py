@@ -80,6 +80,7 @@ def test_equations_without_spaces_are_read_as_those_with(folder, equation, solut
             " 1,079",
             "(8 / 10) * 100 = 80. 80 - .5 = 79.5. The answer is 1,079.",
         ),
+        ("<<5-10=-5>>-5, <<-5+2=-3>>-3", "-3", "5 - 10 = -5. -5 + 2 = -3. The answer is -3."),
         ("None is marked.\n", "3", ""),
     ],
 )

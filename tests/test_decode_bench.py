@@ -1,0 +1,75 @@
+"""The report of `bench_decode`: from made-up seconds to ratios, and what of an earlier report stays."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import bench_decode
+from experiments.decode_report import markdown, ratio
+from experiments.machine import Machine, decoding, reading
+from rcp.nn.parameters import TransformerConfig
+from rcp.types import UserError
+
+SHAPE = {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 48}
+MACHINE = {"bandwidth": 1e6, "peak": {"float32": 1e9, "bfloat16": 1e9}}
+
+
+def report_of(**other) -> dict:
+    ours = {"prefill": [2.0, 4.0], "decode 1": [4.0, 8.0], "read": [3.0, 5.0], "prune 0.25": [0.5, 0.5]}
+    ours |= {"decode 0.25": [1.0, 2.0], "fresh 0.25": [0.9, 1.9]}
+    theirs = {"prefill": [3.0, 6.0], "decode": [8.0, 16.0]}
+    cell = {"dtype": "float32", "tokens": 100, "batch": 2, "machine": MACHINE, "same tokens": {"transformers": 0.5}}
+    cell["seconds"] = {"ours": ours, "transformers": theirs}
+    sides = {"transformers": {"torch": "1"}}
+    return {"policy": "snapkv", "new": 8, "jax": "0", "shape": SHAPE, "others": sides, "cells": [cell]} | other
+
+
+def test_ratios_are_within_a_repeat_and_seconds_are_held_against_the_floor():
+    report = report_of()
+    cell, shape = report["cells"][0], TransformerConfig(**SHAPE)
+    assert ratio(cell, ("transformers", "decode"), ("ours", "decode 1")) == 2.0
+    assert ratio(cell, ("ours", "decode 1"), ("ours", "decode 0.25")) == 4.0
+    assert ratio(cell, ("llama.cpp", "decode"), ("ours", "decode 1")) is None
+    lines = [line.strip("| ").split(" | ") for line in markdown(report).splitlines() if line.startswith("| float32")]
+    read, whole, pruned = lines
+    floor = Machine(**MACHINE).floor(reading(shape, 100, 2), 0, "float32")
+    assert read == [
+        "float32",
+        "100",
+        "2",
+        f"{200 / 3:.0f}",
+        f"{3 / floor:.2f}",
+        "1.38",
+        "44",
+        f"{4.5 / floor:.2f}",
+        "1.50",
+    ]
+    flops, moved = decoding(shape, 25, 2, "float32")
+    floor = 8 * Machine(**MACHINE).floor(flops, moved, "float32")
+    assert pruned[:9] == [
+        "float32",
+        "100",
+        "2",
+        "0.25",
+        "4.00",
+        "0.50",
+        f"{16 / 1.5:.1f}",
+        f"{1.5 / floor:.2f}",
+        "4.00",
+    ]
+    assert pruned[9:11] == ["0.93", f"{(4 + 0.5 + 1.5) / (3 + 6):.2f}"] and pruned[11:] == ["-", "-", "8.00"]
+    assert whole[8:11] == ["1.00", "-", "1.00"] and whole[11] == f"{16 / 12:.1f}"
+
+
+def test_settings_of_an_earlier_run_stay_if_it_was_of_the_same_kind(tmp_path):
+    report = report_of()
+    assert bench_decode.earlier_cells(tmp_path, report) == []
+    bench_decode.write(tmp_path, report)
+    (kept,) = bench_decode.earlier_cells(tmp_path, report_of(cells=[]))
+    assert kept == json.loads(json.dumps(report["cells"][0]))
+    again, other = kept | {"same tokens": {}}, kept | {"tokens": 200}
+    assert bench_decode.with_cell([kept, other], again) == [other, again]
+    with pytest.raises(UserError, match="another new and others"):
+        bench_decode.earlier_cells(tmp_path, report_of(new=16, others={}))
