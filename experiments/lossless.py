@@ -29,16 +29,19 @@ import numpy as np
 from flax import nnx
 
 from experiments.grid import integers, numbers, words
+from experiments.kv_measure import described
 from experiments.lossless_report import write_report
 from experiments.prompts import long_prompts
 from experiments.ruler import config_of
 from rcp.data.pack import encode
 from rcp.data.tasks.base import examples_of
+from rcp.evaluate.subject import digest_of
 from rcp.eviction import POLICIES, all_needs
 from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.infer import programs
 from rcp.infer.context import ContextModel
 from rcp.infer.generate import prefill_behind
+from rcp.infer.trained_eviction import load_eviction
 from rcp.nn.cache import as_context, for_rows
 from rcp.pretrained import Pretrained, load
 from rcp.train.build import make_task
@@ -104,15 +107,14 @@ def readers_of(loaded: Pretrained, options: argparse.Namespace) -> dict[str, Con
     """A model a policy; what one of them reads serves all."""
     evictions = {name: Eviction(POLICIES[name](), sinks=4) for name in options.policies}
     if options.run:
-        from rcp.infer.trained_eviction import load_eviction  # pyright: ignore[reportMissingImports]
-
+        if options.run.name in POLICIES:
+            raise UserError(f"--run={options.run}: {options.run.name} is a policy too; rename the folder")
         evictions[options.run.name] = load_eviction(options.run, loaded)
     needs = all_needs(*(eviction.policy.needs for eviction in evictions.values()))
     eos_ids, pad_id = (loaded.tokenizer.eos_id,), loaded.tokenizer.pad_id
-    return {
-        name: ContextModel(loaded.model, eviction, needs=needs, eos_ids=eos_ids, pad_id=pad_id)
-        for name, eviction in evictions.items()
-    }
+    weights = programs.weights_of(*nnx.split(loaded.model))
+    make = partial(ContextModel, loaded.model, needs=needs, eos_ids=eos_ids, pad_id=pad_id, weights=weights)
+    return {name: make(eviction) for name, eviction in evictions.items()}
 
 
 def _compiled() -> int:
@@ -194,14 +196,16 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     shared = {"model": loaded.fingerprint, "dtype": options.dtype, "max_new": options.new, "batch": options.batch}
     known = [cell["identity"] for cell in cells]
     for batch in prompts_of(loaded.tokenizer, options.prompts, options.batch):
-        base = shared | {"task": batch.task, "tokens": batch.tokens, "number": batch.number, "rows": len(batch.rows)}
-        missing = [setting for setting in settings if base | asdict(setting) not in known]
+        of_batch = {"task": batch.task, "tokens": batch.tokens, "number": batch.number, "rows": len(batch.rows)}
+        base = shared | of_batch | {"text": digest_of(batch.rows)}
+        identity = {s: base | asdict(s) | {"eviction": described(readers[s.policy].eviction)} for s in settings}
+        missing = [setting for setting in settings if identity[setting] not in known]
         if not missing:
             continue
         if time.monotonic() >= ends:
             break
         for setting, cell in zip(missing, measure(loaded.model, readers, batch, missing, options.new)):
-            cells.append({"identity": base | asdict(setting), **cell})
+            cells.append({"identity": identity[setting], **cell})
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(cells[-1]) + "\n")
             print(json.dumps(cells[-1]), file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ COLUMNS = {
     "ratio": "ratio [least, most]",
     "cpu_ratio": "ratio of CPU s",
 }
-KEYS = ("dtype", "batch", "policy", "keep", "gamma")
+KEYS = ("dtype", "batch", "max_new", "policy", "keep", "gamma")
 
 
 def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp tables reasoning
 
-Of the candidates of `configs/reasoning.py` a quarter is of the question's family. Two rows answer the same questions
+Of the candidates of `configs/reasoning.py` half are of the question's family. Two rows answer the same questions
 after other contexts, which no method has: four and sixteen examples of the right family. The oracle keeps the family's
 own first, out of the same candidates. Exact match is teacher-forced unless --decode says otherwise.
 """

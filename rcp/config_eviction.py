@@ -25,7 +25,8 @@ class EvictionConfig:
     The scorer: `heads` "shared" is one network a layer, "own" one for each key-value head, "layer" one that sees all
     heads of a token at once. `width` of its two hidden layers; `kernel`: neighbouring entries that it mixes (odd, 1:
     none). `measures`: policies whose scores it sees beside keys and values. `hidden`: the layer's input too.
-    `question`: also how the question attends to the entries; such a policy needs the question read with the context.
+    `question`: also how the question attends to the entries; such a policy needs the question read with the context,
+    and no `measures`, which traces take before the question.
 
     Training: usefulness is the `largest` or `mean` attention of question and answer, times the norm of the value where
     `value_norm`. A context's questions count together, but one alone where `question`. `objectives` weigh "golden" and
@@ -81,6 +82,8 @@ def problems(c: EvictionConfig) -> Iterator[tuple[str, str]]:
         yield "temperature", "above 0"
     if set(c.measures) - set(MEASURES) or len(set(c.measures)) < len(c.measures):
         yield "measures", f"some of {', '.join(MEASURES)}, each once"
+    if c.question and c.measures:
+        yield "measures", "none with eviction.question: traces measure a context before its question is read"
     if not c.keep_rates or not all(0 < rate < 1 for rate in c.keep_rates):
         yield "keep_rates", "keep rates in (0, 1)"
     later = c.answer_objectives if c.answer_steps else {}

@@ -101,6 +101,8 @@ def test_the_whole_cache_and_the_whole_prompt_say_the_same(whole: Part, reader: 
     column, blind = columns(aware, "random")["0.1"], columns(whole, "random")["0.1"]
     np.testing.assert_array_equal(column.kept, blind.kept)
     assert (column.nll != blind.nll).all(), "what was read of the question by the whole cache is kept"
+    for key, column in columns(aware, "shorter").items():  # one cell for both tables, whichever measured it
+        np.testing.assert_allclose(column.nll, columns(whole, "shorter")[key].nll, rtol=1e-4)
     assert (tmp_path / "cells" / setting(reader).reader_label / "kv_mine" / "shorter.npz").exists()
 
 

@@ -207,7 +207,7 @@ class ContextModel:
             tokens, valid = self._asked(context, questions)
         options = self._decoding(max_new) | {"gamma": gamma, "turned": self.eviction.repack}
         both = (read.cache, read.logits, context)
-        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, **options)
+        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, self.weights, **options)
         counts = (np.asarray(x) for x in (found.drafted, found.accepted, found.blocks))
         return LosslessAnswers(self._ids(found), *counts)
 

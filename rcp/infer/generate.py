@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.infer.sample import Sampling, next_token, sample_keys
 from rcp.nn.cache import Context, KVCache, append, repeated, tail_of
 from rcp.nn.chunk import read_chunk
-from rcp.nn.step import LayerWeights, as_tokens, laid_out, step, unstacked
+from rcp.nn.step import LayerWeights, as_tokens, joined, laid_cache, laid_context, step, unstacked
 from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
@@ -99,7 +99,9 @@ def decode(
         raise ValueError(f"a cache of {cache.capacity} slots has no room for {max_new} new tokens")
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
     weights = unstacked(model) if weights is None else weights
-    past = laid_out(cache, context, slots=cache.capacity - max_new)
+    past = laid_cache(cache, cache.capacity - max_new)
+    if context is not None:
+        past = joined(laid_context(context), past)
 
     def running(state):
         number, _, _, done, *_ = state
@@ -112,8 +114,8 @@ def decode(
         length = length + ~done
         done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
         # The last token of all needs no reading, but stopping for it would cost a branch a step.
-        h, new = step(model, weights, past, new, number, token, cache.position + read)
-        return number + 1, model.logits(h), new, done, out, length, read + ~done
+        h, new = step(model, weights, past, new, number, token[:, None], cache.position + read)
+        return number + 1, model.logits(h[:, 0]), new, done, out, length, read + ~done
 
     none = jnp.zeros((batch,), jnp.int32)
     start = (

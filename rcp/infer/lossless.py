@@ -6,9 +6,8 @@ one after the other. The whole context then reads it at once and says at each pl
 the drafts up to the first that differs are right, and in its place stands the token of the whole context. So every
 token is the choice of the whole context, whatever the drafter, and each block gives one to `gamma + 1` of them.
 
-Both contexts share one tail. Drafted tokens write their entries behind its end; the tail is cut back, and verification
-writes over them what the whole context makes of the same tokens. The drafter thus sees nothing of its own: all that it
-reads behind its context, the question too, was written by the whole one.
+Both contexts share one tail, which only verification writes. The drafter thus sees nothing of its own but the drafts of
+the block it is in: all else that it reads behind its context, the question too, was written by the whole one.
 
 Departure: where tokens are drawn, drafter and verifier use the same Gumbel noise at the same place (Daliri et al.,
 arXiv 2408.07978) in place of the rejection rule. The rule accepts more (1 - TV of the two distributions, against at
@@ -30,8 +29,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.infer.sample import Sampling, next_token
-from rcp.nn.cache import Context, KVCache
-from rcp.nn.chunk import read_chunk
+from rcp.nn.cache import Context, KVCache, append
+from rcp.nn.step import LayerWeights, New, as_tokens, joined, laid_cache, laid_context, step, unstacked
+from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 
 
@@ -72,6 +72,7 @@ def decode_lossless(
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
     sampling: Sampling | None = None,
+    weights: LayerWeights | None = None,
 ) -> Lossless:
     """What `decode` gives behind the whole context, until every example has ended or has `max_new` tokens.
 
@@ -80,21 +81,34 @@ def decode_lossless(
         `max_new + gamma` tokens more.
       pruned: its next position must be that of the whole one (see `rcp.eviction.compaction.moved`).
       gamma: tokens drafted a block.
+      weights: as in `rcp.infer.generate.decode`.
     """
     if gamma < 1 or max_new < 1:
         raise ValueError(f"gamma={gamma}, max_new={max_new}: expected both from 1 on")
     batch = logits.shape[0]
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
     place = jnp.arange(gamma + 1, dtype=jnp.int32)[None]
+    weights = unstacked(model) if weights is None else weights
+    before_draft, before_block = laid_context(pruned), laid_context(whole)
+    drafting, verifying = (room_for(model, batch, count) for count in (gamma, gamma + 1))
 
     def block(state: _State) -> _State:
-        old, step = state.tail, state.found.length
-        drafts, tail = _draft(model, state.token, old, pruned, gamma, step, sampling)
-        tail = tail._replace(length=old.length, position=old.position)
-        read = jnp.concatenate([state.token[:, None], drafts], axis=1)
-        h, tail, _ = read_chunk(model, read, tail, context=whole)
-        chosen = jax.vmap(lambda x, at: next_token(x, sampling, at), 1, 1)(model.logits(h), step[:, None] + place)
-        return _accepted(state._replace(tail=tail), drafts, chosen, ends)
+        tail, at = state.tail, state.found.length
+        read = laid_cache(tail, tail.capacity)
+
+        def draft(carry: tuple[Array, New], number: Array) -> tuple[tuple[Array, New], Array]:
+            token, new = carry
+            position = tail.position + number
+            h, new = step(model, weights, joined(before_draft, read), new, number, token[:, None], position)
+            token = next_token(model.logits(h[:, 0]), sampling, at + number)
+            return (token, new), token
+
+        _, drafts = lax.scan(draft, (state.token, drafting), jnp.arange(gamma, dtype=jnp.int32))
+        tokens = jnp.concatenate([state.token[:, None], drafts.T], axis=1)
+        h, new = step(model, weights, joined(before_block, read), verifying, 0, tokens, tail.position)
+        tail = append(tail, *as_tokens(new, batch), None, tail.position + gamma + 1)
+        chosen = jax.vmap(lambda x, at: next_token(x, sampling, at), 1, 1)(model.logits(h), at[:, None] + place)
+        return _accepted(state._replace(tail=tail), drafts.T, chosen, ends)
 
     first = next_token(logits, sampling, 0)
     none = jnp.zeros((batch,), jnp.int32)
@@ -141,24 +155,3 @@ def _accepted(
 
 def _is_end(tokens: Int[Array, "batch tokens"], ends: Int[Array, " ends"]) -> Bool[Array, "batch tokens"]:
     return jnp.any(tokens[..., None] == ends[None, None], axis=-1)
-
-
-def _draft(
-    model: Transformer,
-    token: Int[Array, " batch"],
-    tail: KVCache,
-    context: Context,
-    gamma: int,
-    step: Int[Array, " batch"],
-    sampling: Sampling | None,
-) -> tuple[Int[Array, "batch gamma"], KVCache]:
-    """The next tokens behind a context, and the tail with all of them but the last."""
-
-    def one(carry: tuple[Array, KVCache], number: Array) -> tuple[tuple[Array, KVCache], Array]:
-        token, tail = carry
-        h, tail, _ = read_chunk(model, token[:, None], tail, context=context)
-        token = next_token(model.logits(h[:, 0]), sampling, step + number)
-        return (token, tail), token
-
-    (_, tail), drafts = lax.scan(one, (token, tail), jnp.arange(gamma, dtype=jnp.int32))
-    return drafts.T, tail

@@ -67,7 +67,23 @@ def go_on(graph, params, context, logits, drawn, weights=None, *, max_new, eos_i
 
 
 @partial(jax.jit, static_argnames=("graph", "gamma", "turned", "max_new", "eos_ids", "pad_id"))
-def lossless(graph, params, cache, logits, context, tokens, valid, drawn, *, gamma, turned, max_new, eos_ids, pad_id):
+def lossless(
+    graph,
+    params,
+    cache,
+    logits,
+    context,
+    tokens,
+    valid,
+    drawn,
+    weights=None,
+    *,
+    gamma,
+    turned,
+    max_new,
+    eos_ids,
+    pad_id,
+):
     """`logits` after what is in the cache; with `tokens`, a question, they are of no account."""
     model = nnx.merge(graph, params)
     whole = as_context(cache)
@@ -80,7 +96,7 @@ def lossless(graph, params, cache, logits, context, tokens, valid, drawn, *, gam
         whole, context = (for_rows(x, len(tokens)) for x in (whole, context))
         logits, tail = prefill_behind(model, whole, tokens, valid=valid, room=room)
     options = {"gamma": gamma, "max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return decode_lossless(model, logits, tail, whole=whole, pruned=context, sampling=drawn, **options)
+    return decode_lossless(model, logits, tail, whole=whole, pruned=context, sampling=drawn, weights=weights, **options)
 
 
 @partial(jax.jit, static_argnames="graph")

@@ -1,10 +1,10 @@
-"""One token a row behind a cache: the layers one by one, keys and values laid out as their products read them.
+"""A few tokens a row behind a cache: the layers one by one, keys and values laid out as their products read them.
 
-`step` computes what `rcp.nn.chunk.read_chunk` does for a chunk of one token, in another order of summation. In a scan
-over stacked layers XLA copies each layer's weights and cache before it uses them, and on CPU it transposes keys and
-values as well: several times the bytes that a decoded token has to read. Here weights are arrays of their own, and what
-the cache holds before decoding is transposed once and then only read. New tokens go into one slot a step, the same in
-every row: a row that has ended fills slots that nobody asks for.
+`step` computes what `rcp.nn.chunk.read_chunk` does for a short chunk, in another order of summation. In a scan over
+stacked layers XLA copies each layer's weights and cache before it uses them, and on CPU it transposes keys and values
+as well: several times the bytes that a decoded token has to read. Here weights are arrays of their own, and what the
+cache holds before decoding is transposed once and then only read. New tokens go into the same slots in every row: a row
+that has ended fills slots that nobody asks for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Past = tuple[tuple[Laid, ...], ...]
 """For each layer the parts of what comes before the new tokens."""
 
 New = tuple[tuple[Float[Array, "rows new dim"], Float[Array, "rows new dim"]], ...]
-"""For each layer the keys and values of the new tokens, one slot a step."""
+"""For each layer the keys and values of the new tokens, a slot each."""
 
 
 def unstacked(model: Transformer) -> LayerWeights:
@@ -56,16 +56,22 @@ def unstacked(model: Transformer) -> LayerWeights:
     return tuple(jax.tree.map(lambda x, i=i: x[i], tree) for i in range(model.config.n_layers))
 
 
-def laid_out(cache: KVCache, context: Context | None = None, *, slots: int) -> Past:
-    """The first `slots` slots of a cache, and the context that comes before it, for `step`."""
+def laid_cache(cache: KVCache, slots: int) -> Past:
+    """The first `slots` slots of a cache."""
     layers, batch, _, heads, _ = cache.k.shape
+    if not slots:
+        return ((),) * layers
     length = jnp.broadcast_to(cache.length[:, None], (batch, heads))
-    parts: list[list[Laid]] = []
-    if context is not None:
-        parts.append([part for run in context.runs for part in _laid_run(run)])
-    if slots:
-        parts.append([_laid(cache.k[i, :, :slots], cache.v[i, :, :slots], length) for i in range(layers)])
-    return tuple(zip(*parts, strict=True)) if parts else ((),) * layers
+    return tuple((_laid(cache.k[i, :, :slots], cache.v[i, :, :slots], length),) for i in range(layers))
+
+
+def laid_context(context: Context) -> Past:
+    return tuple((part,) for run in context.runs for part in _laid_run(run))
+
+
+def joined(first: Past, second: Past) -> Past:
+    """Two parts of what comes before the new tokens."""
+    return tuple(a + b for a, b in zip(first, second, strict=True))
 
 
 def _laid_run(run: Entries) -> list[Laid]:
@@ -116,33 +122,40 @@ def step(
     weights: LayerWeights,
     past: Past,
     new: New,
-    number: Int[Array, ""],
-    token: Int[Array, " batch"],
+    number: Int[Array, ""] | int,
+    tokens: Int[Array, "batch tokens"],
     position: Int[Array, " batch"],
-) -> tuple[Float[Array, "batch dim"], New]:
-    """Hidden states after the last norm of the `number`-th new token of each row, which is put among the new ones.
+) -> tuple[Float[Array, "batch tokens dim"], New]:
+    """Hidden states after the last norm of the new tokens from the `number`-th on, which are put among the new ones.
 
     Args:
-      position: rotary, of the token.
+      position: rotary, of the first of the tokens.
     """
-    h = model.embed(token[:, None])
-    rope = rope_tables(position[:, None], model.frequencies())
+    count = tokens.shape[1]
+    h = model.embed(tokens)
+    rope = rope_tables(position[:, None] + jnp.arange(count, dtype=jnp.int32), model.frequencies())
     written = []
     for w, parts, (k, v) in zip(weights, past, new, strict=True):
         p = model.project(w, h, rope)
-        rows = (k.shape[0], 1, k.shape[2])
-        k, v = (lax.dynamic_update_slice(x, y.reshape(rows), (0, number, 0)) for x, y in ((k, p.k), (v, p.v)))
+        k, v = (lax.dynamic_update_slice(x, _by_row(y), (0, number, 0)) for x, y in ((k, p.k), (v, p.v)))
         h = model.finish(w, h, _attend(p.q, parts, k, v, number))
         written.append((k, v))
-    return rms_norm(h, model.norm[...], model.config.norm_eps)[:, 0], tuple(written)
+    return rms_norm(h, model.norm[...], model.config.norm_eps), tuple(written)
 
 
-def _attend(q: Float[Array, "batch 1 heads dim"], past: tuple[Laid, ...], k: Array, v: Array, number: Array) -> Array:
-    """As `rcp.nn.attention.attention` with the new tokens, the last one the query's own, behind the past."""
-    rows, slots, dim = k.shape
-    queries = q.reshape(rows, -1, dim)
+def _by_row(x: Float[Array, "batch tokens kv_heads dim"]) -> Float[Array, "rows tokens dim"]:
+    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _attend(q: Float[Array, "batch tokens heads dim"], past: tuple[Laid, ...], k: Array, v: Array, number) -> Array:
+    """As `rcp.nn.attention.attention` with the new tokens, the last of them the queries' own, behind the past."""
+    batch, count, heads, dim = q.shape
+    rows, slots = k.shape[:2]
+    # The queries of a row: of each token those of the group, one token's behind the other's.
+    queries = q.reshape(batch, count, rows // batch, -1, dim).swapaxes(1, 2).reshape(rows, -1, dim)
+    last = number + jnp.arange(count).repeat(queries.shape[1] // count)
     scores = lax.dot_general(queries, k, ROWS_BY_COLUMNS, preferred_element_type=jnp.float32) * dim**-0.5
-    own = jnp.where(jnp.arange(slots)[None, None] <= number, scores, -jnp.inf)
+    own = jnp.where(jnp.arange(slots)[None, None] <= last[None, :, None], scores, -jnp.inf)
     earlier = [_scores(queries, part) for part in past]
     top = jnp.max(own, axis=-1, keepdims=True)
     for part, found in zip(past, earlier):
@@ -158,7 +171,8 @@ def _attend(q: Float[Array, "batch 1 heads dim"], past: tuple[Laid, ...], k: Arr
             mass = part.keep * jnp.exp(jnp.minimum(found - top, MAX_EXPONENT))
         total = total + jnp.sum(mass, axis=-1, keepdims=True)
         out = out + _values(mass, part, v.dtype)
-    return (out / total).reshape(q.shape)
+    out = (out / total).reshape(batch, rows // batch, count, -1, dim)
+    return out.swapaxes(1, 2).reshape(batch, count, heads, dim)
 
 
 def _scores(queries: Float[Array, "rows group dim"], part: Laid) -> Float[Array, "rows group slots"]:

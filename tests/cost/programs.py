@@ -25,7 +25,7 @@ from rcp.cost.work import Stored
 from rcp.infer.generate import prefill
 from rcp.nn import transformer
 from rcp.nn.parameters import TransformerConfig
-from rcp.nn.step import laid_out, room, step, unstacked
+from rcp.nn.step import laid_cache, room, step, unstacked
 from rcp.nn.transformer import Transformer
 from rcp.train.optim import make_optimizer
 from rcp.train.reader_step import make_reader_step
@@ -88,12 +88,12 @@ def step_program(shape: TransformerConfig, batch: int, slots: int, new: int) -> 
 
     def laid(params: Any) -> Any:
         model = nnx.merge(graph, params)
-        return unstacked(model), laid_out(model.new_cache(batch, slots), slots=slots), room(model, batch, new)
+        return unstacked(model), laid_cache(model.new_cache(batch, slots), slots), room(model, batch, new)
 
     def one(params: Any, layers: Any, past: Any, written: Any, token: Any) -> Any:
         model = nnx.merge(graph, params)
-        h, written = step(model, layers, past, written, jnp.int32(0), token, jnp.full((batch,), slots))
-        return model.logits(h), written
+        h, written = step(model, layers, past, written, jnp.int32(0), token[:, None], jnp.full((batch,), slots))
+        return model.logits(h[:, 0]), written
 
     token = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return one, (params, *jax.eval_shape(laid, params), token)

@@ -32,6 +32,17 @@ def test_splits_are_of_problems_and_the_test_file_is_no_part_of_them():
     assert all(int(word.rstrip("?")) < 60 for words in cases.values() for word in words)
 
 
+def test_no_problem_is_in_the_test_split_of_one_seed_and_trained_on_under_another():
+    tokenizer = CharacterTokenizer()
+
+    def cases(split, seed) -> set[str]:
+        task = Solutions(tokens=300, answer_tokens=40, holdout=0.2, characters=True, seed=seed)
+        texts = ["".join(e.context) + e.question + e.answer for e in task.examples_in(tokenizer, split)]
+        return {word for text in texts for word in text.split() if word.rstrip("?").isdigit() and word.endswith("?")}
+
+    assert cases("test", 0) and not cases("test", 0) & cases("train", 17)
+
+
 def test_an_unknown_data_set_is_named():
     with pytest.raises(UserError, match=r"config.task.dataset = 'gsm8k.svamp': expected some of gsm8k, mrd3, joined"):
         Solutions(dataset="gsm8k+svamp")

@@ -7,7 +7,7 @@ import pytest
 
 from rcp.eviction.compaction import candidates, compact, mask_entries, moved, needed, stepped
 from rcp.eviction.prompt import read_prompt
-from rcp.nn.cache import Context, as_context, tail_of
+from rcp.nn.cache import Context, as_context, for_rows, quantised, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.layers import rotate
 from tests.eviction.small import KV_HEADS, LAYERS, LENGTHS, WIDTH, compacted, prompts, reads_behind, small_model
@@ -161,6 +161,22 @@ def test_a_context_of_another_depth_is_refused(model):
     other: Context = as_context(small_model(layers=1).new_cache(2, 4))
     with pytest.raises(ValueError, match="1 layers, the model 2"):
         read_chunk(model, QUESTION, tail_of(as_context(model.new_cache(2, 4)), 4), context=other)
+
+
+def test_runs_are_those_asked_for_whatever_slots_there_are(read):
+    """Both capacities are cut to the slots: layers that later have capacities of their own are runs of their own."""
+    context = compact(candidates(read.cache), jnp.ones((2, 2, 2, read.cache.capacity), bool), (1000, 2000))
+    assert [run.capacity for run in context.runs] == [read.cache.capacity] * 2
+
+
+def test_keys_in_eight_bits_are_not_turned_and_contexts_not_cut(model, read):
+    context = as_context(read.cache)
+    with pytest.raises(ValueError, match="keys in int8 cannot be turned"):
+        moved(quantised(context), context.position + 1, model.frequencies())
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"{rows} rows of 2 contexts: expected a multiple"):
+            for_rows(context, rows)
+    assert for_rows(context, 4).position.tolist() == np.repeat(context.position, 2).tolist()
 
 
 def test_a_moved_context_is_read_as_before(model, read, keep, behind):

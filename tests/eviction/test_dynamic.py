@@ -65,6 +65,15 @@ def test_one_token_at_a_time_is_the_same(masked):
     np.testing.assert_allclose(h, masked.h, atol=3e-5)
 
 
+def test_layers_that_need_more_than_there_is_yet():
+    """A prompt of one chunk, whose layers are given unequal room that goes beyond it."""
+    prompt, room = IDS[0, :8].tolist(), 8
+    small = DynamicModel(MODEL, GATES, chunk=8, multiple=1, runs=LAYERS)
+    assert len(set(small.read([prompt], room=room).capacities)) > 1
+    wide = DynamicModel(MODEL, GATES, chunk=8, multiple=64, runs=1)
+    assert small.answer([prompt], max_new=room) == wide.answer([prompt], max_new=room)
+
+
 def test_a_shift_drops_more_or_less():
     """Of the same chunk: an entry that is left at a lower shift is left at a higher one in the first layer."""
 
@@ -98,5 +107,8 @@ def test_generation_goes_on_as_masked_reading_would():
     likeliest = np.asarray(greedy(rows, np.asarray([len(prompt) + 3 for prompt in prompts], np.int32)))
     for best, prompt, answer in zip(likeliest, prompts, answers, strict=True):
         assert best[len(prompt) - 1 : len(prompt) + 2].tolist() == answer
+    ended = [answer.index(answers[0][1]) + 1 if answers[0][1] in answer else 3 for answer in answers]
+    stopping = DynamicModel(MODEL, GATES, chunk=8, multiple=4, runs=2, eos_ids=(answers[0][1],))
+    assert stopping.answer(prompts, max_new=3) == [a[:length] for a, length in zip(answers, ended, strict=True)]
     with pytest.raises(UserError, match="1 prompts: expected at least one, and none of them empty"):
         model.read([[]])

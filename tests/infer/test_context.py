@@ -69,6 +69,18 @@ def test_a_token_that_was_taken_back_is_read_again(model, plain):
     pruned = kept.prune(kept.read(CONTEXTS, QUESTIONS), take_back=1)
     assert kept.answer(pruned, [question[-1:] for question in QUESTIONS], max_new=NEW) == expected
     assert (pruned.kept == pruned.entries).all()
+    with pytest.raises(UserError, match="1 tokens were taken back: read them again"):
+        kept.go_on(pruned, max_new=NEW)
+    with pytest.raises(UserError, match="are still in what was read"):
+        kept.answer_lossless(kept.read(CONTEXTS, QUESTIONS), pruned, QUESTIONS, max_new=NEW)
+
+
+def test_the_layers_of_one_model_serve_another(model, plain):
+    kept = reader(model, Full())
+    other = ContextModel(model, Eviction(KeyDiff()), chunk=8, multiple=8, weights=kept.weights)
+    assert other.weights is kept.weights and kept.weights is kept.weights
+    whole = other.prune(other.read(CONTEXTS))
+    assert other.answer(whole, QUESTIONS, max_new=NEW) == kept.answer(whole, QUESTIONS, max_new=NEW)
 
 
 def test_one_context_answers_many_questions(model, plain):

@@ -83,6 +83,9 @@ def test_what_cannot_be_is_named(tmp_path):
         config_of(tmp_path, dynamic={"alpha_begin": 0.5})
     with pytest.raises(UserError, match=r"config.dynamic.alpha_end should be at least dynamic.alpha_begin, not 0.9"):
         config_of(tmp_path, dynamic={"alpha_end": 0.9})
+    tasks = {"x": {"name": "needle", "tokens": 64}}
+    with pytest.raises(UserError, match=r"config.dynamic.on should be false where eviction.tasks is set, not True"):
+        config_of(tmp_path, eviction={"tasks": tasks, "objectives": {"golden": 1.0}})
     with pytest.raises(UserError, match=r"\"scratch\", but the task long_text brings no tokenizer"):
         stages_of(config_of(tmp_path, task={"characters": False}))
     with pytest.raises(UserError, match=r"holds no run \(no config.json\); train one: rcp train --config=configs/dyn"):

@@ -17,6 +17,7 @@ from rcp.eviction import prompt as eviction_prompt
 from rcp.eviction.compaction import candidates
 from rcp.eviction.prompt import read_prompt
 from rcp.infer.context import ContextModel
+from rcp.infer.trained import load_trained
 from rcp.infer.trained_eviction import load_eviction
 from rcp.pretrained import Pretrained
 from rcp.train.eviction_stages import eviction_stages
@@ -158,6 +159,7 @@ def test_the_stream_goes_on_where_it_was(trained):
         ({"objectives": {"distil": 1.0}}, "eviction.objectives should be weights of one or more of golden, ranking"),
         ({"measures": ["kvzip"]}, "eviction.measures should be some of"),
         ({"tasks": {"x": {"tokens": 64}}}, "eviction.tasks.x should be a section with the name of a task"),
+        ({"question": True, "measures": ["keydiff"]}, "eviction.measures should be none with eviction.question"),
         ({"samples": 1}, "eviction.samples should be above 1"),
         ({"tokens": 50}, "config.eviction.tokens is 50"),
         ({"tasks": {"x": {"name": "nedle"}}}, "eviction.tasks.x.name is 'nedle'; known tasks"),
@@ -169,8 +171,22 @@ def test_what_cannot_be_says_so(tmp_path, change, message):
         eviction_stages(config, small())[0].make_pipeline()
 
 
+def test_a_trace_of_a_text_that_has_changed_is_made_anew(tmp_path):
+    c = config_of(tmp_path / "traces").eviction
+    traces = Traces(c, small())
+    path, made = traces._path(0), traces.load(0)
+    with path.open("wb") as file:
+        np.savez(file, **{**made, "context": made["context"][:-1], "k": 0 * made["k"]})
+    np.testing.assert_array_equal(traces.load(0)["k"], made["k"])
+    before = path.stat().st_mtime_ns
+    traces.load(0)
+    assert path.stat().st_mtime_ns == before
+
+
 def test_what_is_no_such_run_says_so(trained, tmp_path):
     config, workdir, _, _ = trained
+    with pytest.raises(UserError, match=r"holds a run that prunes caches, not prompts: .*docs/eviction.md"):
+        load_trained(workdir)
     with pytest.raises(UserError, match="holds no run"):
         load_eviction(tmp_path, small())
     other = replace(small(), fingerprint="1" * 16)
