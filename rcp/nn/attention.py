@@ -24,9 +24,9 @@ from rcp.nn.fused import fused_attention, implementation_for
 from rcp.nn.layout import first_tokens
 
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
-BLOCK = 128  # queries a block beyond that
+BLOCK = 64  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
-MAX_GROUPS = 8  # static key lengths compiled; within a group blocks are mapped over
+MAX_GROUPS = 16  # static key lengths compiled; within a group blocks are mapped over
 MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
 
 
@@ -152,11 +152,12 @@ def attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
     if keep is not None:
         by_query = keep.astype(jnp.float32)
         weight = jnp.where(own, 1.0, by_query if keep.ndim == 3 else by_query[:, None, :]) * allowed
-        counted = (weight > 0)[:, None, None]
         weight = weight[:, None, None]
+        top = jnp.max(jnp.where(weight > 0, scores, -jnp.inf), axis=-1, keepdims=True)
     else:
-        counted = allowed[:, None, None]
-    top = jnp.max(jnp.where(counted, scores, -jnp.inf), axis=-1, keepdims=True)
+        # Written out: fused into every loop that reads them, the mask makes these up to three times as slow on CPU.
+        scores = lax.optimization_barrier(jnp.where(allowed[:, None, None], scores, -jnp.inf))
+        top = jnp.max(scores, axis=-1, keepdims=True)
     earlier = []
     for part in (past,) if isinstance(past, Past) else past or ():
         part_scores, part_keep = _past_scores(q, part)
@@ -166,7 +167,7 @@ def attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
     top = lax.stop_gradient(top)  # the result does not depend on it
 
     if weight is None:
-        mass = jnp.exp(jnp.where(counted, scores - top, -jnp.inf))
+        mass = jnp.exp(scores - top)
     else:  # kept keys are below `top`; dropped ones may be far above it, and 0 * inf would be NaN
         mass = weight * jnp.exp(jnp.minimum(scores - top, MAX_EXPONENT))
     total = mass.sum(-1)
@@ -195,7 +196,7 @@ def _past_scores(q: Array, past: Past) -> tuple[Array, Array | None]:
         scores = query_key_scores(q, past.k)
     else:
         scores = query_key_scores(q, past.k.astype(q.dtype)) * _by_head(past.scales[0])
-    scores = jnp.where(there, scores, -jnp.inf)
+    scores = lax.optimization_barrier(jnp.where(there, scores, -jnp.inf))
     return scores, None if past.keep is None else _by_head(past.keep)
 
 

@@ -133,7 +133,7 @@ def step(
     """
     count = tokens.shape[1]
     h = model.embed(tokens)
-    rope = rope_tables(position[:, None] + jnp.arange(count, dtype=jnp.int32), model.frequencies())
+    rope = rope_tables(position[:, None] + jnp.arange(count, dtype=jnp.int32)[None], model.frequencies())
     written = []
     for w, parts, (k, v) in zip(weights, past, new, strict=True):
         p = model.project(w, h, rope)
