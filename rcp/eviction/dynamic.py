@@ -124,7 +124,8 @@ def read(
     h = rms_norm(h, model.norm[...], model.config.norm_eps)
     last = jnp.maximum(jnp.where(there, positions, -1).max(axis=1) + 1, context.position)
     stored = None if lengths is None else there
-    tail = kv.append(kv.tail_of(context, tokens.shape[1]), jnp.concatenate(k), jnp.concatenate(v), stored, last)
+    tail = kv.tail_of(context, tokens.shape[1])
+    tail = kv.append(tail, jnp.concatenate(k), jnp.concatenate(v), stored, last, empty=True)
     return DynamicRead(
         h,
         candidates(tail, context),

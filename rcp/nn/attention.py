@@ -24,9 +24,9 @@ from rcp.nn.fused import fused_attention, implementation_for
 from rcp.nn.layout import first_tokens
 
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
-BLOCK = 64  # queries a block beyond that
+BLOCK = 128  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
-MAX_GROUPS = 16  # static key lengths compiled; within a group blocks are mapped over
+MAX_GROUPS = 8  # static key lengths compiled; within a group blocks are mapped over
 MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
 
 

@@ -67,7 +67,7 @@ def read_chunk(
       cache: the tail: tokens read since `context`, or since the start.
       context: entries that come before the tail.
       valid: False on padding, at either end; None means none.
-      slots: static bound on the tokens in the tail: later slots are not looked at. None looks at all.
+      slots: static bound on the tokens in the tail: later slots are not looked at. None looks at all. 0: it is empty.
       observe: from what was observed in a layer so far and what it did with the chunk, what has been observed now.
       observed: a tree whose leaves have a leading axis of layers. Anything that belongs to a layer can ride in it, the
         parameters of a scorer too.
@@ -101,7 +101,7 @@ def read_chunk(
     k, v, observed = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
     h = rms_norm(h, model.norm[...], model.config.norm_eps)
     last = jnp.where(there, positions, -1).max(axis=1) + 1
-    return h, kv.append(cache, k, v, valid, jnp.maximum(last, cache.position)), observed
+    return h, kv.append(cache, k, v, valid, jnp.maximum(last, cache.position), empty=slots == 0), observed
 
 
 class _Chunk(NamedTuple):

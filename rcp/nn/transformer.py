@@ -119,7 +119,7 @@ class Transformer(nnx.Module):
           keep: [batch, tokens] or [layers, batch, tokens] in [0, 1], see `rcp.nn.attention`. With a cache it must be
             [batch, tokens] and hard: tokens with keep 0 are not stored, so that later tokens do not see them.
           cache: tokens read before; the new keys and values are appended to it.
-          slots: static bound on the tokens read before: later slots of the cache are not looked at, at 0 none of it.
+          slots: static bound on the tokens read before: later slots of the cache are not looked at. 0: it is empty.
           start, stop: run only these layers; `stop=None` means to the end, and then the final norm is applied.
           inputs: hidden states to start from (the output of `hidden(..., stop=start)`), in place of embeddings.
 
@@ -167,7 +167,8 @@ class Transformer(nnx.Module):
             return h
         stored = valid if keep is None else (keep > 0 if valid is None else valid & (keep > 0))
         seen = jnp.where(True if valid is None else valid, positions, -1).max(axis=1) + 1
-        return h, kv.append(cache, new[0], new[1], stored, jnp.maximum(seen, cache.position))
+        last = jnp.maximum(seen, cache.position)
+        return h, kv.append(cache, new[0], new[1], stored, last, empty=slots == 0)
 
     def logits(self, h: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Next-token logits in float32."""

@@ -35,11 +35,12 @@ def test_operations_arguments_and_results(name, monkeypatch):
     unrolled(monkeypatch)
     shape = SHAPES[name]
     weights, cache, new = parameter_bytes(shape), cache_bytes(shape, 112, batch=2), cache_bytes(shape, 12, batch=2)
+    said = 2 * shape.vocab_size * 4  # logits
     held = training(shape, 64, batch=4, answer=8)
     state = held.weights + held.optimizer
     for work, program, taken, given in (
-        (prefill(shape, 96, batch=2), prefill_program(shape, 2, 96, 112), weights, cache),
-        (decode_step(shape, 112, batch=2), step_program(shape, 2, 100, 12), weights + cache, new),
+        (prefill(shape, 96, batch=2), prefill_program(shape, 2, 96, 112), weights, cache + said),
+        (decode_step(shape, 112, batch=2), step_program(shape, 2, 100, 12), weights + cache, new + said),
         (train_step(shape, 64, batch=4, answer=8), train_program(shape, 4, 64, 8), state, state),
     ):
         program = compiled(program)
@@ -85,7 +86,7 @@ def temporaries_of_reading(layers: int, tokens: int) -> tuple[float, int]:
 
 
 def test_temporaries_of_reading_in_blocks():
-    """A further layer adds its keys and values. The rest is known within a tenth."""
+    """A further layer adds its keys. The rest is known within a tenth."""
     (few, few_found), (many, many_found) = (temporaries_of_reading(layers, 300) for layers in (4, 20))
     assert many - few == pytest.approx(many_found - few_found, rel=WITHIN)
     assert few == pytest.approx(few_found, rel=0.1)
@@ -93,6 +94,5 @@ def test_temporaries_of_reading_in_blocks():
 
 @pytest.mark.parametrize("layers", [4, 28])
 def test_temporaries_of_reading_at_once(layers):
-    """Within a half: XLA lays arrays of one layer into each other, and what a further layer adds is not constant."""
     expected, found = temporaries_of_reading(layers, 96)
-    assert expected == pytest.approx(found, rel=0.5)
+    assert expected == pytest.approx(found, rel=WITHIN)
