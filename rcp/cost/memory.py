@@ -101,8 +101,8 @@ def reading_bytes(
 ) -> int:
     """What reading a prompt holds beside weights and the cache that it gives, at the fullest moment; an estimate.
 
-    The new keys of all layers (XLA puts the values where the result will be); and of one layer the stream twice,
-    q + 2 kv and twice the scores of one block (before and after the exponential), or the MLP's 2 f if these are more. Of
+    The new keys of all layers (XLA puts the values where the result will be); and of one layer the stream twice, q and
+    2 kv, and twice the scores of one block (before and after the exponential), or the MLP's 2 f if these are more. Of
     several blocks XLA may hold more than one at a time: at 600 to 1,200 tokens that nearly doubles the part which does
     not grow with depth. `capacity` 0: no cache.
     """
