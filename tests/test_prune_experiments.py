@@ -73,12 +73,15 @@ def test_both_sides_read_the_tokens_of_one_text():
     assert pieces == ["bob\nsaw\n\n", "a bob\n\n", "bob"]
 
 
-def test_every_part_is_timed_by_every_run_after_one_that_compiles(capsys):
+def test_every_part_is_timed_by_every_run_after_what_compiles(capsys):
     called: list[tuple[str, int]] = []
-    runs = {name: lambda part, name=name: called.append((name, part)) for name in "ab"}
-    seconds = bench_prune.measure(runs, 2)
-    assert called == [("a", 0), ("b", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1)]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    text = bench_prune.TEXT  # its parts differ in length, the others' last one alone
+    runs = {name: lambda part, name=name: called.append((name, part)) for name in ("a", text)}
+    seconds = bench_prune.measure(runs, 3)
+    compiled, timed = called[:5], called[5:]
+    assert compiled == [("a", 0), ("a", 2), (text, 0), (text, 1), (text, 2)]
+    assert timed == [(text, 0), ("a", 0), ("a", 1), (text, 1), (text, 2), ("a", 2)]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, text: 3}
 
 
 def test_agreement_is_measured_on_places():
