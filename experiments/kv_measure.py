@@ -133,7 +133,7 @@ def row_of(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded:
         return CacheRow(method.name, Eviction(SinksWindow(), sinks=setting.sinks), needed=True)
     if method.run:
         eviction = trained_eviction(setting, method, seed, runs, loaded)
-        return CacheRow(method.name, replace(eviction, allotment=allotment or UNIFORM))
+        return CacheRow(method.name, replace(eviction, allotment=allotment or eviction.allotment))
     return CacheRow(method.name, Eviction(POLICIES[policy](), allotment, sinks=setting.sinks))
 
 

@@ -47,9 +47,9 @@ METHODS = (
     Method("kvzip", "kvzip", about="reads the context twice; heads and layers compete"),
     Method("kvzip+uniform", "kvzip+uniform", about="the same, every head keeps as many"),
     Method("oracle", "oracle", about="what the answer needs first, then the newest; knows task and question"),
-    ours("ours", f"trained by {CONFIG}, every head keeps as many"),
+    ours("ours", f"trained by {CONFIG}; what it was trained to share out is: by default heads and layers compete"),
     ours("ours+ada", "the same scores, the heads of a layer compete"),
-    ours("ours+global", "the same scores, heads and layers compete"),
+    ours("ours+uniform", "the same scores, every head keeps as many"),
 )
 
 
