@@ -16,7 +16,7 @@ CONFIG = "configs/rcp_math.py"
 TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", "--config.train.prepare=false")
 """What a pruner of tokens needs: a scorer that tells the tokens of a shot apart, which nothing prepares."""
 
-MRD3 = ("--config.task.dataset=mrd3",)
+MRD3 = ("--config.task.dataset=mrd3", "--config.task.equations=0.0")
 EASY_FIRST = ("--config.task.order=difficulty", "--config.data.phases=4")
 
 
