@@ -18,7 +18,6 @@ into OUTPUT/cells and is not measured again; --minutes=0 only draws.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.cell_lines import Cell, CellLines
 from experiments.dynamic_report import write_report
 from experiments.grid import integers, numbers, words
-from experiments.kv_measure import described
 from rcp.data.tasks.base import examples_of
 from rcp.data.tasks.long_text import LongText
-from rcp.evaluate.subject import digest_of
+from rcp.evaluate.subject import described, digest_of
 from rcp.eviction import POLICIES, UNIFORM, dynamic, stream
 from rcp.eviction.prompt import Eviction
 from rcp.infer.trained_dynamic import TrainedDynamic, load_dynamic
@@ -55,7 +54,6 @@ LONGER = 64
 CONTROL = "sinks_window"
 """The policy that reads the tuned weights too."""
 
-Cell = dict[str, Any]
 Window = Callable[[Any, Any], tuple[Any, Any]]
 """From parameters and tokens [batch, tokens] to the NLL of each next token and how much each token saw."""
 
@@ -184,9 +182,9 @@ def evictions_of(options: argparse.Namespace, loaded: Pretrained | None) -> dict
 
 def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     """All cells there are, the missing ones of what was asked for added to the file `kept`."""
-    cells = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.exists() else []
+    lines = CellLines(kept)
     if options.minutes == 0:
-        return cells
+        return lines.cells
     ends = time.monotonic() + 60 * options.minutes
     trained = load_dynamic(options.runs / "dynamic", dtype=options.dtype)
     name = trained.config.model.name
@@ -206,16 +204,14 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     for point in points(options, tuple(evictions), PUBLISHED if loaded else TUNED):
         eviction = known.get(point.method)
         identity = vars(point) | shared | {"eviction": described(eviction)}
-        if any(cell["identity"] == identity for cell in cells) or time.monotonic() >= ends:
+        if identity in lines or time.monotonic() >= ends:
             continue
         read = reader_of(point, models[point.weights], trained.interaction, eviction, options.chunk)
         found = measure(read, windows, options.batch_size, 0)
-        cells.append({"identity": identity, **found})
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cells[-1]) + "\n")
+        lines.add(identity, found)
         said = f"NLL {np.mean(found['nll']):.4f}, {np.mean(found['dropped']):.3f} dropped"
         print(f"{point.method}, {point.weights}, {point.size or point.shift:g}: {said}", file=sys.stderr, flush=True)
-    return cells
+    return lines.cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from experiments.cell_lines import Cell
 from experiments.table_files import tabular
 from rcp.evaluate.tables import Grid, bootstrap_means, interval, markdown_lines
 
-Cell = dict[str, Any]
 NAME = "dynamic_pruning"
 POINT = ("method", "weights", "size", "shift", "eviction")
 HEAD = ("# Perplexity against the share of context dropped", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rcp.evaluate.asking import Asking
 from rcp.evaluate.budgets import Budget, make_budgets
 from rcp.evaluate.cache_bench import CacheBench, CacheRow
 from rcp.evaluate.cells import Cell, digest, open_cell
-from rcp.evaluate.subject import Subject, digest_of, of_reader
+from rcp.evaluate.subject import Subject, described, of_reader
 from rcp.eviction import ADA, GLOBAL, POLICIES, UNIFORM, SinksWindow
 from rcp.eviction.prompt import Eviction
 from rcp.infer.trained_eviction import load_eviction
@@ -195,17 +195,3 @@ def identity(setting: CacheSetting, row: CacheRow, loaded: Pretrained, seed: int
         return found
     found |= {"aware": setting.aware, "eviction": described(row.eviction)}
     return found | ({"seed": seed} if row.eviction.policy.draws else {})
-
-
-def described(value: Any) -> Any:
-    """A value as json has it: dataclasses by their fields, what has a `digest` by that, arrays by one of ours."""
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if (own := getattr(value, "digest", None)) is not None:
-        return own
-    if is_dataclass(value):
-        of_fields = {field.name: described(getattr(value, field.name)) for field in fields(value)}
-        return {"kind": type(value).__name__, **of_fields}
-    if isinstance(value, tuple | list):
-        return [described(item) for item in value]
-    return digest_of(value)

@@ -28,14 +28,14 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers, numbers, words
-from experiments.kv_measure import described
 from experiments.lossless_report import write_report
 from experiments.prompts import long_prompts
 from experiments.ruler import config_of
 from rcp.data.pack import encode
 from rcp.data.tasks.base import examples_of
-from rcp.evaluate.subject import digest_of
+from rcp.evaluate.subject import described, digest_of
 from rcp.eviction import POLICIES, all_needs
 from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.infer import programs
@@ -58,7 +58,6 @@ SETS = (
 )
 """Task, tokens of a prompt, share of the prompts."""
 Prompt = tuple[list[int], list[int]]
-Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -186,30 +185,27 @@ def measure(
 
 def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     """All cells there are, the missing ones of what was asked for added to the file `kept`."""
-    cells = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.exists() else []
+    lines = CellLines(kept)
     if options.minutes == 0:
-        return cells
+        return lines.cells
     ends = time.monotonic() + 60 * options.minutes
     loaded = load(options.model, dtype=options.dtype)
     readers = readers_of(loaded, options)
     settings = [Setting(*x) for x in ((p, k, g) for p in readers for k in options.keep for g in options.gammas)]
     shared = {"model": loaded.fingerprint, "dtype": options.dtype, "max_new": options.new, "batch": options.batch}
-    known = [cell["identity"] for cell in cells]
     for batch in prompts_of(loaded.tokenizer, options.prompts, options.batch):
         of_batch = {"task": batch.task, "tokens": batch.tokens, "number": batch.number, "rows": len(batch.rows)}
         base = shared | of_batch | {"text": digest_of(batch.rows)}
         identity = {s: base | asdict(s) | {"eviction": described(readers[s.policy].eviction)} for s in settings}
-        missing = [setting for setting in settings if identity[setting] not in known]
+        missing = [setting for setting in settings if identity[setting] not in lines]
         if not missing:
             continue
         if time.monotonic() >= ends:
             break
         for setting, cell in zip(missing, measure(loaded.model, readers, batch, missing, options.new)):
-            cells.append({"identity": identity[setting], **cell})
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cells[-1]) + "\n")
-            print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
-    return cells
+            lines.add(identity[setting], cell)
+            print(json.dumps(lines.cells[-1]), file=sys.stderr, flush=True)
+    return lines.cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:

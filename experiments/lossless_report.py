@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Cell = dict[str, Any]
+from experiments.cell_lines import Cell
+
 COLUMNS = {
     "dtype": "dtype",
     "batch": "batch",

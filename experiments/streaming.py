@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers
 from experiments.prompts import long_prompts
 from experiments.streaming_report import SPAN, write_report
@@ -40,7 +41,6 @@ from rcp.pretrained import load
 from rcp.train.parallel import use_compile_cache
 from rcp.types import Tokenizer, UserError
 
-Cell = dict[str, Any]
 MEMORY = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
@@ -129,23 +129,21 @@ def one(options: argparse.Namespace) -> Cell:
 
 def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     """All cells there are, the missing ones of what was asked for added to the file `kept`."""
-    cells = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.exists() else []
+    lines = CellLines(kept)
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
     shared = {key: getattr(options, key) for key in keys} | {"text": options.text.name if options.text else ""}
     for length in options.lengths:
         identity = shared | {"length": length}
-        if any(cell["identity"] == identity for cell in cells) or time.monotonic() >= ends:
+        if identity in lines or time.monotonic() >= ends:
             continue
         flags = [f"--{key}={getattr(options, key)}" for key in (*keys, *(("text",) if options.text else ()))]
         command = [sys.executable, "-m", "experiments.streaming", "--one", f"--lengths={length}", *flags]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if child.returncode:
             raise UserError(f"{length} tokens: the process that reads them ended with {child.returncode}")
-        cells.append({"identity": identity, **json.loads(child.stdout.splitlines()[-1])})
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cells[-1]) + "\n")
-    return cells
+        lines.add(identity, json.loads(child.stdout.splitlines()[-1]))
+    return lines.cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Cell = dict[str, Any]
+from experiments.cell_lines import Cell
+
 SPAN = 1024
 """Tokens that one measurement of seconds and of NLL is of."""
 STARTS = (0, 4096, 8192, 16384)

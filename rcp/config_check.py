@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rcp.config import METHODS, OBJECTIVES, BudgetConfig, Config, EndpointConfig
-from rcp.config_eviction import problems
 from rcp.types import UserError
 
 
@@ -107,8 +106,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     for section in ("eval", "reward"):
         if _get(config, f"{section}.reader") == "openai":
             _check_endpoint(_get(config, f"{section}.endpoint"), f"{section}.endpoint", need)
-    for key, expected in problems(config.eviction):
-        need(False, f"eviction.{key}", expected)
+    config.eviction.check(need)
     config.dynamic.check(need)
     need(not (config.dynamic.on and config.eviction.tasks), "dynamic.on", "false where eviction.tasks is set")
     p = config.parallel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,33 +62,30 @@ class EvictionConfig:
     temperature: float = 1.0
     sinks: int = 4
 
-
-def problems(c: EvictionConfig) -> Iterator[tuple[str, str]]:
-    """(key of the section, what it should be) of what cannot be."""
-    if not c.tasks:
-        return
-    for name, task in c.tasks.items():
-        if not isinstance(task.get("name"), str):
-            yield f"tasks.{name}", "a section with the name of a task"
-    for key in ("contexts", "questions", "tokens", "question_tokens", "width", "batch_size", "answer_batch_size"):
-        if getattr(c, key) < 1:
-            yield key, "above 0"
-    for key in ("first", "answer_steps", "sinks"):
-        if getattr(c, key) < 0:
-            yield key, "0 or more"
-    if c.kernel < 1 or c.kernel % 2 == 0:
-        yield "kernel", "odd, 1 or more"
-    if not c.temperature > 0:
-        yield "temperature", "above 0"
-    if set(c.measures) - set(MEASURES) or len(set(c.measures)) < len(c.measures):
-        yield "measures", f"some of {', '.join(MEASURES)}, each once"
-    if c.question and c.measures:
-        yield "measures", "none with eviction.question: traces measure a context before its question is read"
-    if not c.keep_rates or not all(0 < rate < 1 for rate in c.keep_rates):
-        yield "keep_rates", "keep rates in (0, 1)"
-    later = c.answer_objectives if c.answer_steps else {}
-    for key, given, known in (("objectives", c.objectives, RANKED), ("answer_objectives", later, ANSWERED)):
-        if set(given) - set(known) or (not given and (key == "objectives" or c.answer_steps)):
-            yield key, f"weights of one or more of {', '.join(known)}"
-    if c.samples < 2 and {"ranking", "task"} & (set(c.objectives) | set(later)):
-        yield "samples", 'above 1 for "ranking" and "task", whose baseline is the mean of the other draws'
+    def check(self, need: Callable[[bool, str, str], None]) -> None:
+        """Ranges and names, where there are tasks; `need(ok, key, expected)` raises where not ok."""
+        if not self.tasks:
+            return
+        for name, task in self.tasks.items():
+            known = isinstance(task.get("name"), str)
+            need(known, f"eviction.tasks.{name}", "a section with the name of a task")
+        for key in ("contexts", "questions", "tokens", "question_tokens", "width", "batch_size", "answer_batch_size"):
+            need(getattr(self, key) > 0, f"eviction.{key}", "above 0")
+        for key in ("first", "answer_steps", "sinks"):
+            need(getattr(self, key) >= 0, f"eviction.{key}", "0 or more")
+        need(self.kernel > 0 and self.kernel % 2 == 1, "eviction.kernel", "odd, 1 or more")
+        need(self.temperature > 0, "eviction.temperature", "above 0")
+        once = set(self.measures) <= set(MEASURES) and len(set(self.measures)) == len(self.measures)
+        need(once, "eviction.measures", f"some of {', '.join(MEASURES)}, each once")
+        expected = "none with eviction.question: traces measure a context before its question is read"
+        need(not (self.question and self.measures), "eviction.measures", expected)
+        rates = bool(self.keep_rates) and all(0 < rate < 1 for rate in self.keep_rates)
+        need(rates, "eviction.keep_rates", "keep rates in (0, 1)")
+        later = self.answer_objectives if self.answer_steps else {}
+        for key, given, known in (("objectives", self.objectives, RANKED), ("answer_objectives", later, ANSWERED)):
+            wanted = key == "objectives" or self.answer_steps > 0
+            fine = set(given) <= set(known) and (bool(given) or not wanted)
+            need(fine, f"eviction.{key}", f"weights of one or more of {', '.join(known)}")
+        alone = self.samples < 2 and {"ranking", "task"} & (set(self.objectives) | set(later))
+        expected = 'above 1 for "ranking" and "task", whose baseline is the mean of the other draws'
+        need(not alone, "eviction.samples", expected)

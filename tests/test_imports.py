@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_eviction": set(),
     "config_dynamic": set(),
     "config": {"types", "config_eviction", "config_dynamic"},
-    "config_check": {"types", "config", "config_eviction"},
+    "config_check": {"types", "config"},
     "config_fill": {"types", "config", "config_check"},
     "config_file": {"types", "config", "config_check", "config_fill"},
     "config_saved": {"types"} | CONFIG,

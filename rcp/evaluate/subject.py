@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -175,3 +175,17 @@ def digest_of(tree: Any) -> str:
         found.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:16]
+
+
+def described(value: Any) -> Any:
+    """A value as json has it: dataclasses by their fields, what has a `digest` by that, arrays by one of ours."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if (own := getattr(value, "digest", None)) is not None:
+        return own
+    if is_dataclass(value):
+        of_fields = {field.name: described(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **of_fields}
+    if isinstance(value, tuple | list):
+        return [described(item) for item in value]
+    return digest_of(value)

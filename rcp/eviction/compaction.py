@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rcp.nn.cache import Context, Entries, KVCache
+from rcp.nn.cache import Context, Entries, KVCache, with_slots
 from rcp.nn.layers import rotate
 from rcp.sampling.order import inverse_permutation
 from rcp.sampling.subset import rank_by_index
@@ -50,15 +50,15 @@ def _in_one(runs: Sequence[Entries]) -> tuple[Array, Array, Array, Array]:
     """k, v, position and valid of all runs, at the capacity of the largest."""
     capacity = max(run.capacity for run in runs)
 
-    def widened(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, capacity - x.shape[2]), *((0, 0),) * (x.ndim - 3)))
-
-    k, v, position = (
-        jnp.concatenate([widened(x) for x in parts]) for parts in zip(*((r.k, r.v, r.position) for r in runs))
-    )
+    k, v, position = (in_one(parts, capacity) for parts in zip(*((r.k, r.v, r.position) for r in runs)))
     length = jnp.concatenate([run.length for run in runs])
     slots = jnp.arange(capacity, dtype=jnp.int32)[None, None, :, None]
     return k, v, position, slots < length[:, :, None]
+
+
+def in_one(parts: Sequence[Array], capacity: int) -> Array:
+    """What runs of layers hold, [layers, batch, slots, ...] each, as one array of that capacity."""
+    return jnp.concatenate([with_slots(x, capacity) for x in parts])
 
 
 def compact(

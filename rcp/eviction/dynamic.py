@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rcp.eviction.compaction import Candidates, candidates, compact, order_of
+from rcp.eviction.compaction import Candidates, candidates, compact, in_one, order_of
 from rcp.nn import cache as kv
 from rcp.nn.attention import attend_block
-from rcp.nn.cache import Context, Entries
+from rcp.nn.cache import Context, Entries, as_context
 from rcp.nn.chunk import pick_layer
 from rcp.nn.interaction import Interaction, earlier, interaction_scores, project, survival
 from rcp.nn.layers import rms_norm, rope_tables
@@ -58,14 +58,8 @@ class DynamicRead(NamedTuple):
 
 def start(model: Transformer, interaction: Interaction, batch: int, capacity: int = 0) -> DynamicContext:
     """Nothing read yet, with room for `capacity` entries a layer."""
-    c = model.config
-    cache = model.new_cache(batch, capacity)
-    zero = jnp.zeros(cache.k.shape[:4], jnp.int32)
-    entries = Entries(cache.k, cache.v, zero, jnp.zeros((c.n_layers, batch, c.n_kv_heads), jnp.int32))
-    rank = interaction["q"].shape[-1]
-    return DynamicContext(
-        Context((entries,), cache.position), (jnp.zeros((c.n_layers, batch, capacity, rank), jnp.float32),)
-    )
+    shown = (model.config.n_layers, batch, capacity, interaction["q"].shape[-1])
+    return DynamicContext(as_context(model.new_cache(batch, capacity)), (jnp.zeros(shown, jnp.float32),))
 
 
 def read(
@@ -129,8 +123,8 @@ def read(
     return DynamicRead(
         h,
         candidates(tail, context),
-        jnp.concatenate([_widened(dynamic.shows, widest), jnp.concatenate(shown)], axis=2),
-        jnp.concatenate([_widened(before, widest), jnp.concatenate(after)], axis=2),
+        jnp.concatenate([in_one(dynamic.shows, widest), jnp.concatenate(shown)], axis=2),
+        jnp.concatenate([in_one(before, widest), jnp.concatenate(after)], axis=2),
         jnp.concatenate(visible),
     )
 
@@ -147,9 +141,3 @@ def compacted(read: DynamicRead, capacities: int | Sequence[int]) -> DynamicCont
         shows.append(jnp.take_along_axis(read.shows[part], order[part, :, : run.capacity], axis=2))
         first += run.k.shape[0]
     return DynamicContext(context, tuple(shows))
-
-
-def _widened(parts: Sequence[Array], capacity: int) -> Array:
-    """All runs' [layers, batch, slots, ...], at one capacity."""
-    rest = [((0, 0), (0, 0), (0, capacity - x.shape[2]), *((0, 0),) * (x.ndim - 3)) for x in parts]
-    return jnp.concatenate([jnp.pad(x, widths) for x, widths in zip(parts, rest, strict=True)])

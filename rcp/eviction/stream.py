@@ -17,7 +17,7 @@ from rcp.eviction.base import Statistics
 from rcp.eviction.compaction import candidates, compact, order_of
 from rcp.eviction.prompt import Eviction, scores
 from rcp.eviction.select import guarantees, select
-from rcp.nn.cache import Context, Entries, tail_of
+from rcp.nn.cache import Context, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
 
@@ -31,17 +31,13 @@ class Stream(NamedTuple):
 
 def start(model: Transformer, eviction: Eviction, batch: int, *, size: int, chunk: int) -> Stream:
     """Nothing read yet."""
-    c = model.config
-    cache = model.new_cache(batch, size)
-    zero = jnp.zeros(cache.k.shape[:4], jnp.int32)
-    entries = Entries(cache.k, cache.v, zero, jnp.zeros((c.n_layers, batch, c.n_kv_heads), jnp.int32))
     needs = eviction.policy.needs
     if not eviction.policy.streams:
         raise ValueError(
             f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, looks at a question, or wants "
             "all of a token when only some heads still hold its entries (score those in `observe`)"
         )
-    return Stream(Context((entries,), cache.position), statistics.start(needs, model, batch, size + chunk))
+    return Stream(as_context(model.new_cache(batch, size)), statistics.start(needs, model, batch, size + chunk))
 
 
 def step(

@@ -18,6 +18,7 @@ from rcp.eviction.compaction import stepped
 from rcp.eviction.dynamic import DynamicContext
 from rcp.eviction.prompt import CHUNK
 from rcp.infer.generate import Generated
+from rcp.nn.cache import with_slots
 from rcp.nn.interaction import Interaction
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
@@ -122,16 +123,12 @@ class DynamicModel:
 
     def _roomy(self, state: DynamicContext, capacities: Sequence[int]) -> DynamicContext:
         """The same with empty slots up to the capacities, which may be more than there were entries."""
-
-        def padded(x: Array, capacity: int) -> Array:
-            return jnp.pad(x, ((0, 0), (0, 0), (0, capacity - x.shape[2]), *((0, 0),) * (x.ndim - 3)))
-
         runs, shows, first = [], [], 0
         for run, shown in zip(state.context.runs, state.shows, strict=True):
             capacity = capacities[first]
-            k, v, position = (padded(x, capacity) for x in (run.k, run.v, run.position))
+            k, v, position = (with_slots(x, capacity) for x in (run.k, run.v, run.position))
             runs.append(run._replace(k=k, v=v, position=position))
-            shows.append(padded(shown, capacity))
+            shows.append(with_slots(shown, capacity))
             first += run.k.shape[0]
         return DynamicContext(state.context._replace(runs=tuple(runs)), tuple(shows))
 

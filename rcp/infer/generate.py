@@ -49,12 +49,7 @@ def prefill(
     batch, width = tokens.shape
     cache = model.new_cache(batch, max(capacity, width))
     h, cache = model.hidden(tokens, valid=valid, keep=keep, positions=positions, cache=cache, slots=0)
-    if valid is None:
-        last = jnp.full((batch,), width - 1)
-    else:
-        last = jnp.max(jnp.where(valid, jnp.arange(width)[None, :], 0), axis=1)
-    h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
-    return model.logits(h), cache._replace(k=cache.k[:, :, :capacity], v=cache.v[:, :, :capacity])
+    return _last_logits(model, h, valid), cache._replace(k=cache.k[:, :, :capacity], v=cache.v[:, :, :capacity])
 
 
 def prefill_behind(
@@ -69,9 +64,14 @@ def prefill_behind(
     width = tokens.shape[1]
     tail = tail_of(context, width + room, model.dtype)
     h, tail, _ = read_chunk(model, tokens, tail, context=context, valid=valid, slots=0)
-    there = jnp.ones(tokens.shape, bool) if valid is None else valid
-    last = jnp.max(jnp.where(there, jnp.arange(width)[None], 0), axis=1)
-    return model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]), tail
+    return _last_logits(model, h, valid), tail
+
+
+def _last_logits(model: Transformer, h: Array, valid: Array | None) -> Float[Array, "batch vocab"]:
+    """After each example's last valid token, from hidden states [batch, tokens, dim]."""
+    place = jnp.arange(h.shape[1])[None]
+    last = jnp.full((len(h),), h.shape[1] - 1) if valid is None else jnp.max(jnp.where(valid, place, 0), axis=1)
+    return model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0])
 
 
 def decode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.config_file import differing_keys, load_config
+from rcp.infer.saved_run import config_of_run, say_if_interrupted
 from rcp.nn.pieces import mean_states
 from rcp.nn.pruner import Scores
 from rcp.nn.reader import Reading
@@ -77,11 +77,7 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
         what training has decided.
     """
     workdir = Path(workdir)
-    saved = workdir / "config.json"
-    if not saved.exists():
-        raise UserError(
-            f"{workdir} holds no run (no config.json); train one: rcp train --config=configs/X.py --workdir={workdir}"
-        )
+    saved = config_of_run(workdir, "configs/X.py")
     trained_with, config = load_config(saved), load_config(saved, overrides)
     if trained_with.dynamic.on or trained_with.eviction.tasks:
         name = "docs/dynamic.md" if trained_with.dynamic.on else "docs/eviction.md"
@@ -97,11 +93,6 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
     state, frozen = restore(built.stages, trained_with, workdir)
     networks = replace(built.networks, max_answer=config.data.max_answer)
     built = replace(built, task=make_task(config), networks=networks)
-    if (step := int(state.step)) < (stage := built.stages[-1]).steps:
-        print(
-            f"{workdir}: training of the {stage.name} stopped at step {step} of {stage.steps}; what it learned so far "
-            f"is used (to go on: rcp train --workdir={workdir})",
-            file=sys.stderr,
-        )
+    say_if_interrupted(workdir, built.stages[-1], int(state.step))
     needed = {name: part for name, part in frozen.items() if name != "prepared"}  # that is of the training examples
     return Trained(config, built, jax.device_put((state.params, needed)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +11,15 @@ from flax import nnx
 from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.data.tasks import Task
+from rcp.infer.saved_run import config_of_run, say_if_interrupted
 from rcp.nn.interaction import Interaction
 from rcp.nn.transformer import Transformer
 from rcp.train.dynamic import build_dynamic
 from rcp.train.dynamic_step import model_params
 from rcp.train.loop import restore
 from rcp.types import Tokenizer, UserError
+
+TRAINED_WITH = "configs/dynamic.py"
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,16 @@ def load_dynamic(workdir: str | Path, *, dtype: str | None = None) -> TrainedDyn
       UserError: no run there, one of another kind, nothing trained yet, or no checkpoint that can be read.
     """
     workdir = Path(workdir)
-    saved = workdir / "config.json"
-    train = f"rcp train --config=configs/dynamic.py --workdir={workdir}"
-    if not saved.exists():
-        raise UserError(f"{workdir} holds no run (no config.json); train one: {train}")
-    config = load_config(saved)
+    config = load_config(config_of_run(workdir, TRAINED_WITH))
     if not config.dynamic.on:
-        raise UserError(f"{workdir} holds a run of another kind (config.dynamic.on is false); train one: {train}")
+        raise UserError(
+            f"{workdir} holds a run of another kind (config.dynamic.on is false): expected one of {TRAINED_WITH}"
+        )
     computed = config if dtype is None else replace(config, model=replace(config.model, dtype=dtype))
     built = build_dynamic(computed)
     state, frozen = restore(built.stages, config, workdir)
-    stage = built.stages[-1]
-    if (step := int(state.step)) < stage.steps:
-        print(
-            f"{workdir}: training stopped at step {step} of {stage.steps}; what it learned so far is used",
-            file=sys.stderr,
-        )
+    stage, step = built.stages[-1], int(state.step)
+    say_if_interrupted(workdir, stage, step)
     params = jax.device_put(state.params)
     model = nnx.merge(built.graph, model_params(params, jax.device_put(frozen)))
     return TrainedDynamic(config, built.task, built.tokenizer, model, params["pruner"], stage.weights, step)

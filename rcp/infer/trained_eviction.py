@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rcp.config_file import load_config
 from rcp.eviction.learned import Learned, Weights
 from rcp.eviction.prompt import Eviction
+from rcp.infer.saved_run import config_of_run, say_if_interrupted
 from rcp.pretrained import Pretrained
 from rcp.train.eviction_stages import eviction_stages, scorer_shape
 from rcp.train.eviction_step import ALLOTMENTS
 from rcp.train.loop import restore
 from rcp.types import UserError
+
+TRAINED_WITH = "configs/eviction.py"
 
 
 def load_eviction(workdir: Path, loaded: Pretrained) -> Eviction:
@@ -24,19 +26,12 @@ def load_eviction(workdir: Path, loaded: Pretrained) -> Eviction:
       UserError: no such run there, nothing trained yet, or it was trained for other weights than those loaded.
     """
     workdir = Path(workdir)
-    saved = workdir / "config.json"
-    if not saved.exists():
-        raise UserError(
-            f"{workdir} holds no run (no config.json); train one: rcp train --config=configs/eviction.py "
-            f"--workdir={workdir}"
-        )
-    config = load_config(saved)
+    config = load_config(config_of_run(workdir, TRAINED_WITH))
     if not config.eviction.tasks:
-        raise UserError(f"{workdir} holds a run of another kind: expected one of configs/eviction.py")
+        raise UserError(f"{workdir} holds a run of another kind: expected one of {TRAINED_WITH}")
     stages = eviction_stages(config, loaded)
     state, _ = restore(stages, config, workdir)
-    if (step := int(state.step)) < stages[-1].steps:
-        print(f"{workdir}: training stopped at step {step} of {stages[-1].steps}", file=sys.stderr)
+    say_if_interrupted(workdir, stages[-1], int(state.step))
     c = config.eviction
     policy = Learned(scorer_shape(config, loaded.config), Weights(state.params["pruner"]), c.measures, c.question)
     return Eviction(policy, ALLOTMENTS[c.across], sinks=c.sinks)

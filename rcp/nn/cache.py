@@ -118,6 +118,11 @@ def as_context(cache: KVCache) -> Context:
     return Context((Entries(cache.k, cache.v, position, length),), cache.position)
 
 
+def with_slots(x: Array, capacity: int) -> Array:
+    """[layers, batch, slots, ...] with empty slots behind the others, `capacity` in all."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, capacity - x.shape[2]), *((0, 0),) * (x.ndim - 3)))
+
+
 def tail_of(context: Context, capacity: int, dtype: Any = None) -> KVCache:
     """An empty cache for the tokens behind a context. `dtype`: None means that of its keys."""
     k = context.runs[0].k

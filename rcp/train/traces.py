@@ -78,6 +78,7 @@ class Traces:
         self._graph, self._params = nnx.split(loaded.model)
         root = Path(c.folder).expanduser() if c.folder else _cache_folder()
         self._folders = {name: root / self._identity(name) for name in self._tasks}
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -90,9 +91,11 @@ class Traces:
         if not self._path(index).exists():
             self._make(index)
         found = self._stored(index)
-        if found["context"].tolist() != self.asked(index).context:  # a text file has changed since
-            self._make(index)
-            found = self._stored(index)
+        if index not in self._checked:  # a text file may have changed since an earlier run
+            self._checked.add(index)
+            if found["context"].tolist() != self.asked(index).context:
+                self._make(index)
+                found = self._stored(index)
         return found
 
     def _stored(self, index: int) -> dict[str, np.ndarray]:

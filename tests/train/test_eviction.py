@@ -177,9 +177,10 @@ def test_a_trace_of_a_text_that_has_changed_is_made_anew(tmp_path):
     path, made = traces._path(0), traces.load(0)
     with path.open("wb") as file:
         np.savez(file, **{**made, "context": made["context"][:-1], "k": 0 * made["k"]})
-    np.testing.assert_array_equal(traces.load(0)["k"], made["k"])
+    later = Traces(c, small())  # of a run that begins then
+    np.testing.assert_array_equal(later.load(0)["k"], made["k"])
     before = path.stat().st_mtime_ns
-    traces.load(0)
+    Traces(c, small()).load(0)
     assert path.stat().st_mtime_ns == before
 
 
