@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments.beside_transformers import Other, llama_cpp, transformers
 from experiments.decode_report import figure, markdown
-from experiments.decode_runs import Ours, Weights
+from experiments.decode_runs import ModelWeights, Ours
 from experiments.grid import integers, numbers, words
 from experiments.machine import measured
 from experiments.prompts import long_prompts
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = [(n, 1, ()) for n in arguments.prefill_only]
     settings += [(n, b, arguments.keep_rates) for n in arguments.contexts for b in arguments.batches]
     for dtype in arguments.dtypes:
-        weights = Weights(pretrained.model if dtype == "float32" else load(arguments.model, dtype=dtype).model)
+        weights = ModelWeights(pretrained.model if dtype == "float32" else load(arguments.model, dtype=dtype).model)
         for tokens, batch, rates in settings:
             ids = prompts(pretrained, batch, tokens)
             ours = Ours(weights, ids, policy=POLICIES[arguments.policy](), rates=rates, new=arguments.new)

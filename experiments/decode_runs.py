@@ -45,7 +45,7 @@ def _prefill(graph, params, tokens):
     return prefill(nnx.merge(graph, params), tokens, capacity=tokens.shape[1])
 
 
-class Weights:
+class ModelWeights:
     """A model's parameters as programs are given them, and what decoding reads of them, made once."""
 
     def __init__(self, model: Transformer):
@@ -63,7 +63,7 @@ class Ours:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: ModelWeights,
         ids: np.ndarray,
         *,
         policy: EvictionPolicy,

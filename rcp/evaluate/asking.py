@@ -42,7 +42,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedBatch:
     """The prompts of a batch as token ids, a row each.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
     answers: list[list[int]]
 
     @classmethod
-    def of(cls, batch: Batch, aware: bool) -> Asked:
+    def of(cls, batch: Batch, aware: bool) -> AskedBatch:
         """`aware`: the question is read with the context, its last token (then taken back) once more behind it."""
         tokens, role = np.asarray(batch.tokens), np.asarray(batch.role)
 
@@ -84,7 +84,7 @@ def count_of(tokens: np.ndarray, budget: Budget) -> np.ndarray:
     return np.asarray(sampling.count_of_rate(jnp.asarray(tokens), budget.rate))
 
 
-def needed_entries(asked: Asked, slots: int, budget: Budget, sinks: int) -> Bool[np.ndarray, "batch slots"]:
+def needed_entries(asked: AskedBatch, slots: int, budget: Budget, sinks: int) -> Bool[np.ndarray, "batch slots"]:
     """The tokens of the segments that the answer needs, the first ones where the budget less the sinks has fewer."""
     batch = asked.batch
     place = np.maximum(np.asarray(batch.segment), 0)

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from rcp.data.pack import round_up
-from rcp.evaluate.asking import Asked, Asking, count_of, in_turn, needed_entries, piece_of
+from rcp.evaluate.asking import AskedBatch, Asking, count_of, in_turn, needed_entries, piece_of
 from rcp.evaluate.budgets import Budget
 from rcp.evaluate.cache_reader import CacheReader, compiled
 from rcp.evaluate.cells import Piece
@@ -83,7 +83,7 @@ class CacheBench:
         """
         found = {}
         rows = [row for row in self.rows if wanted.get(row.name)]
-        asked = [Asked.of(batch, self.asking.aware) for batch in batches]
+        asked = [AskedBatch.of(batch, self.asking.aware) for batch in batches]
         read, reading = self._read(asked[0], rows)
         again: tuple[ReadPrompt, float] | None = None
         for row in rows:
@@ -101,7 +101,7 @@ class CacheBench:
                 found[row.name, budget.key] = piece
         return found
 
-    def _read(self, asked: Asked, rows: Sequence[CacheRow]) -> tuple[ReadPrompt | None, float]:
+    def _read(self, asked: AskedBatch, rows: Sequence[CacheRow]) -> tuple[ReadPrompt | None, float]:
         pruned = [row for row in rows if row.eviction is not None]
         if not pruned:
             return None, 0.0
@@ -109,12 +109,12 @@ class CacheBench:
         heads = asked.heads if self.asking.aware else None
         return self._timed("reading contexts", lambda: reader.read(asked.contexts, heads))
 
-    def _repeat(self, row: CacheRow, read: ReadPrompt | None, asked: Asked) -> tuple[ReadPrompt, float]:
+    def _repeat(self, row: CacheRow, read: ReadPrompt | None, asked: AskedBatch) -> tuple[ReadPrompt, float]:
         assert read is not None
         rows = [[*context, *head] for context, head in zip(asked.contexts, asked.heads, strict=True)]
         return self._timed("repeating contexts", lambda: self._readers[row.name].repeated(read, rows))
 
-    def _pruned(self, row: CacheRow, read: ReadPrompt, asked: Sequence[Asked], budget: Budget) -> Piece:
+    def _pruned(self, row: CacheRow, read: ReadPrompt, asked: Sequence[AskedBatch], budget: Budget) -> Piece:
         """One row at one budget; `model_seconds` are those of question and answer alone."""
         assert row.eviction is not None
         reader, batch = self._readers[row.name], asked[0].batch

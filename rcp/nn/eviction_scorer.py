@@ -50,7 +50,7 @@ class Described(NamedTuple):
     valid: Bool[Array, "batch kv_heads entries"]
 
 
-Weights = Mapping[str, Array]
+LayerParams = Mapping[str, Array]
 """Parameters by name; of a layer, or stacked over layers."""
 
 
@@ -79,7 +79,7 @@ def init_scorer(shape: ScorerShape, key: Array) -> dict[str, Array]:
     return weights | ({"mix": zeros(networks, s.kernel, s.width)} if s.kernel > 1 else {})
 
 
-def score_layer(shape: ScorerShape, w: Weights, described: Described) -> Float[Array, "batch kv_heads entries"]:
+def score_layer(shape: ScorerShape, w: LayerParams, described: Described) -> Float[Array, "batch kv_heads entries"]:
     """Scores of one layer's entries, float32. At slots not in use they are of no account."""
     x, valid = described.heads.astype(jnp.float32), described.valid
     batch, _, entries, _ = x.shape

@@ -47,7 +47,7 @@ DECIDING = ("questions", "tokens", "question_tokens", "measures", "hidden")
 
 
 @dataclass(frozen=True)
-class Asked:
+class TracePrompt:
     """A context and its questions, token ids."""
 
     context: list[int]
@@ -102,7 +102,7 @@ class Traces:
         with np.load(self._path(index)) as file:
             return {name: file[name] for name in file.files}
 
-    def asked(self, index: int) -> Asked:
+    def asked(self, index: int) -> TracePrompt:
         """The tokens of a trace."""
         name, number = self._places[index]
         example = self._examples[name][number]
@@ -152,7 +152,7 @@ def make_task(name: str, fields: dict[str, Any]) -> Task:
 
 def encode_asked(
     task: Task, example: Example, tokenizer: Tokenizer, c: EvictionConfig, rng: np.random.Generator
-) -> Asked:
+) -> TracePrompt:
     """Instruction and context as one row of ids, piece by piece as everywhere; questions cut to their length.
 
     Raises:
@@ -168,10 +168,10 @@ def encode_asked(
         said = tokenizer.encode(answer)[: c.question_tokens // 2]
         room = c.question_tokens - len(said)
         questions.append((tokenizer.encode(question)[-room:], said))
-    return Asked(context, questions)
+    return TracePrompt(context, questions)
 
 
-def read_trace(graph: Any, params: Any, asked: Asked, c: EvictionConfig) -> dict[str, np.ndarray]:
+def read_trace(graph: Any, params: Any, asked: TracePrompt, c: EvictionConfig) -> dict[str, np.ndarray]:
     """Reads a context and its questions; see `Traces`. Compiled once for each padded length of questions."""
     length = len(asked.context)
     tokens = np.zeros((1, c.tokens), np.int32)

@@ -17,7 +17,7 @@ from rcp.data.tasks.needle import Needle
 from rcp.data.tasks.tracking import Tracking
 from rcp.types import Example
 
-Asked = tuple[str, str]
+QuestionAnswer = tuple[str, str]
 """Question and answer, as in `Example`."""
 
 _NEEDLE = re.compile(r" (?:The magic number|One of the magic numbers) of (the \w+ \w+) is (\d+)\.")
@@ -25,7 +25,7 @@ _VARIABLE = re.compile(r" VAR (\w+) = (?:VAR )?(\w+)\.")
 _PERSON = re.compile(r"This is about ([^.]+)\.")
 
 
-def questions_of(task: Task, example: Example, most: int, rng: np.random.Generator) -> list[Asked]:
+def questions_of(task: Task, example: Example, most: int, rng: np.random.Generator) -> list[QuestionAnswer]:
     """At most `most` different questions about the example's context, its own first, the others drawn by `rng`.
 
     Needles: every thing, where one is asked for at a time. Tracking: every variable, where values are asked for.
@@ -37,7 +37,7 @@ def questions_of(task: Task, example: Example, most: int, rng: np.random.Generat
     return [own, *(others[n] for n in drawn)]
 
 
-def _all(task: Task, example: Example) -> Iterator[Asked]:
+def _all(task: Task, example: Example) -> Iterator[QuestionAnswer]:
     text = "".join(example.context)
     if isinstance(task, Needle) and task.queries == 1:
         found: dict[str, list[str]] = {}
