@@ -162,6 +162,28 @@ def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------- rcp export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
+    parser.add_argument("--output", type=Path, required=True, help="folder to be made; used like a --workdir")
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.config_file import load_config
+    from rcp.infer.saved_run import config_of_run
+
+    config = load_config(config_of_run(arguments.workdir, "configs/X.py"))
+    from rcp.train.build import stages_of
+    from rcp.train.loop import export
+
+    export(stages_of(config), config, arguments.workdir, arguments.output)
+    size = sum(path.stat().st_size for path in arguments.output.iterdir())
+    print(f"exported: {arguments.output}, {size / 1e6:.1f} MB")
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------- rcp tables
 
 
@@ -198,6 +220,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("Train a pruner, or go on training it.", _train_arguments, _train, takes_config=True),
     "eval": Command("Compare a trained pruner with other methods.", _eval_arguments, _eval, takes_config=True),
     "tables": Command("Measure a table of experiments/, or go on, and write it.", _tables_arguments, _tables),
+    "export": Command("Copy what a run has trained, without its optimizer's state.", _export_arguments, _export),
     "prune": Command("Prune prompt files; their segments are separated by blank lines.", _prune_arguments, _prune),
     "cost": Command("What a model costs, pruned and not.", cost.add_arguments, cost.run, takes_config=True),
     "doctor": Command("Print versions, devices, and where data and weights are found.", _doctor_arguments, _doctor),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        arrays = _named(state)
+        arrays = named(state)
         meta = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
@@ -143,15 +144,10 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} was trained on other weights than config.model.name has now "
                 f"(fingerprint {weights} then, {self._weights} now): bring those back or choose another --workdir"
             )
-        expected = _named(like)
+        expected = named(like)
         found = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in meta["arrays"].items()}
-        for name in [*expected, *found]:
-            here = (expected[name].shape, str(expected[name].dtype)) if name in expected else None
-            if found.get(name) != here:
-                raise UserError(
-                    f"the checkpoint {self.folder / str(step)} does not fit this model: {name} is "
-                    f"{_spell(found.get(name))} there and should be {_spell(here)}"
-                )
+        if wrong := misfit(expected, found):
+            raise UserError(f"the checkpoint {self.folder / str(step)} does not fit this model: {wrong}")
         # StandardRestore reads shape and type of these, never a value
         target = {name: x for name, x in expected.items() if x.size}
         arrays = dict(self._item(step, "state", ocp.args.StandardRestore(target)))
@@ -177,7 +173,7 @@ class Checkpoints:
             self._manager.reload()
 
 
-def _named(state: PyTree) -> dict[str, np.ndarray]:
+def named(state: PyTree) -> dict[str, np.ndarray]:
     """Leaves by their dotted path ("params.pruner.layers.kernel"), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
@@ -186,11 +182,24 @@ def _named(state: PyTree) -> dict[str, np.ndarray]:
     return named
 
 
+Kind = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
+
+
+def misfit(expected: Mapping[str, np.ndarray], found: Mapping[str, Kind]) -> str:
+    """The first array that is missing, unknown or of another shape or dtype, in words; empty where there is none."""
+    for name in [*expected, *found]:
+        here = (expected[name].shape, str(expected[name].dtype)) if name in expected else None
+        if found.get(name) != here:
+            return f"{name} is {_spell(found.get(name))} there and should be {_spell(here)}"
+    return ""
+
+
 def _checksum(x: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data) if x.size else 0
 
 
-def _spell(kind: tuple[tuple[int, ...], str] | None) -> str:
+def _spell(kind: Kind | None) -> str:
     return "absent" if kind is None else f"{kind[1]}{list(kind[0])}"
 
 

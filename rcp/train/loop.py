@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 from rcp.config import Config
 from rcp.config_saved import fingerprint, save_config
 from rcp.train.checkpoint import Checkpoints
+from rcp.train.export import Origin, is_export, read_export, write_export
 from rcp.train.metrics import Bar, MetricsLog, Report
 from rcp.train.parallel import Parallel, start_processes
 from rcp.train.signals import Stop, stop_on_signals
@@ -92,10 +93,13 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
     one ends it at once.
 
     Raises:
-      UserError: the folder holds a run of another config; `optim.max_nonfinite` steps in a row were not finite (step
-        and the term are named); the batch does not divide over the devices; no checkpoint can be read.
+      UserError: the folder holds a run of another config, or an exported one; `optim.max_nonfinite` steps in a row
+        were not finite (step and the term are named); the batch does not divide over the devices; no checkpoint
+        can be read.
     """
     workdir = Path(workdir)
+    if is_export(workdir):
+        raise UserError(f"{workdir} holds an exported run, which cannot be trained further: choose another --workdir")
     start_processes(config.parallel)
     parallel = Parallel(config.parallel)
     first = parallel.process == 0
@@ -121,15 +125,47 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
 
 
 def restore(stages: Sequence[Stage], config: Config, workdir: str | Path) -> tuple[TrainState, PyTree]:
-    """The state (numpy) and frozen values of a run's last stage, from its newest checkpoint, for evaluation.
+    """The state (numpy) and frozen values of a run's last stage, from its newest checkpoint or export, for evaluation.
 
     Raises:
-      UserError: nothing is trained there yet, or the last stage has not begun.
+      UserError: nothing is trained there yet, or the last stage has not begun; an export that does not fit.
     """
-    at = _restore(stages, config, Path(workdir), writable=False)
+    at = _trained(stages, config, Path(workdir))
+    return at.state, stages[-1].frozen(at.previous)
+
+
+def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output: str | Path) -> None:
+    """Writes what a run has trained, and nothing that only training needs, into the new folder `output`.
+
+    Raises:
+      UserError: as in `restore`; `output` is there already.
+    """
+    workdir = Path(workdir)
+    at = _trained(stages, config, workdir)
+    origin = Origin(fingerprint(config), stages[-1].weights, int(at.state.step))
+    write_export(Path(output), workdir / "config.json", at.trained(at.state), origin)
+
+
+def _trained(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
+    """The last stage, begun."""
+    if is_export(workdir):
+        return _exported(stages, config, workdir)
+    at = _restore(stages, config, workdir, writable=False)
     if at.number < len(stages) - 1 or at.step == 0:
         raise UserError(f"{workdir} holds no trained {stages[-1].name} yet: run rcp train --workdir={workdir} first")
-    return at.state, stages[-1].frozen(at.previous)
+    return at
+
+
+def _exported(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
+    """The end of an exported run. Its optimizer's state is that of a beginning."""
+    like: Params = {}
+    for stage in stages:
+        like |= stage.init_state(like or None).params
+    last = stages[-1]
+    params, step = read_export(workdir, like, Origin(fingerprint(config), last.weights, last.steps))
+    state = last.init_state(params)
+    state = state._replace(step=np.int32(step), params={name: params[name] for name in state.params})
+    return _At(len(stages) - 1, step, state, None, params)
 
 
 @dataclass(frozen=True)
