@@ -141,6 +141,22 @@ def test_prune_prints_the_text_and_the_counts(
     assert "above the context's 16: it is kept whole" in err
 
 
+def test_an_exported_run_prunes_as_the_run_does(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f" v{i} = {i} ;" for i in range(4)))
+    assert main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'small'}"]) == 0
+    assert f"exported: {tmp_path / 'small'}, " in capsys.readouterr().out
+    printed = []
+    for folder in (workdir, tmp_path / "small"):
+        arguments = ["prune", f"--workdir={folder}", str(tmp_path / "a.txt"), "--question", " v1 ?", "--keep-rate=0.5"]
+        assert main([*arguments, "--json"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert main(["train", f"--workdir={tmp_path / 'small'}"]) == 2
+    assert "cannot be trained further" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_says_so(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     half = tmp_path / "half"
     shutil.copytree(workdir, half)
@@ -164,6 +180,8 @@ def test_an_interrupted_run_says_so(workdir: Path, tmp_path: Path, capsys: pytes
         (["prune", "{run}", "{tmp}/empty.txt", "--question= v1 ?", "--keep-rate=1.5"], "expected a fraction in (0, 1]"),
         (["prune", "--workdir={tmp}/no", "{tmp}/a.txt", "--question= v1 ?", "--keep-rate=1"], "holds no run"),
         (["eval", "--workdir={tmp}/no"], "holds no run"),
+        (["export", "--workdir={tmp}/no", "--output={tmp}/out"], "holds no run"),
+        (["export", "{run}", "--output={tmp}"], "is there already"),
         (["eval", "{run}", "--config.eval.keep_rates=[0.5,0]"], "(0, 1]"),
         (["eval", "{run}", "--config.eval.methods=['orcale']"], "orcale"),
         (["eval", "{run}", "--config.scorer.depth=1"], "config.scorer.depth was decided in training"),
