@@ -17,7 +17,7 @@ from rcp.types import UserError
 TRAINED_WITH = "configs/eviction.py"
 
 
-def load_eviction(workdir: Path, loaded: Pretrained) -> Eviction:
+def load_eviction(workdir: str | Path, loaded: Pretrained) -> Eviction:
     """How the run in `workdir` prunes: its scorer as a policy, with the allotment and the sinks it was trained for.
 
     A run that was interrupted in its last stage says so on stderr.
