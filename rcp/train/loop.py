@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from rcp.config import Config
 from rcp.config_saved import fingerprint, save_config
 from rcp.train.checkpoint import Checkpoints
-from rcp.train.export import Origin, is_export, read_export, write_export
+from rcp.train.export import is_export, read_export, write_export
 from rcp.train.metrics import Bar, MetricsLog, Report
 from rcp.train.parallel import Parallel, start_processes
 from rcp.train.signals import Stop, stop_on_signals
@@ -142,8 +142,8 @@ def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output:
     """
     workdir = Path(workdir)
     at = _trained(stages, config, workdir)
-    origin = Origin(fingerprint(config), stages[-1].weights, int(at.state.step))
-    write_export(Path(output), workdir / "config.json", at.trained(at.state), origin)
+    origin = {"fingerprint": fingerprint(config), "weights": stages[-1].weights, "step": int(at.state.step)}
+    write_export(Path(output), workdir / "config.json", at.trained(at.state), **origin)
 
 
 def _trained(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
@@ -162,7 +162,7 @@ def _exported(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
     for stage in stages:
         like |= stage.init_state(like or None).params
     last = stages[-1]
-    params, step = read_export(workdir, like, Origin(fingerprint(config), last.weights, last.steps))
+    params, step = read_export(workdir, like, fingerprint=fingerprint(config), weights=last.weights)
     state = last.init_state(params)
     state = state._replace(step=np.int32(step), params={name: params[name] for name in state.params})
     return _At(len(stages) - 1, step, state, None, params)
