@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ class CellLines:
         self._path = path
         self.cells: list[Cell] = []
         if path.exists():
-            self.cells = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            whole, _, rest = path.read_text("utf-8").rpartition("\n")
+            self.cells = [json.loads(line) for line in whole.splitlines()]
+            if rest:  # it was stopped while it wrote
+                print(f"{path}: its last line is not whole and is measured anew", file=sys.stderr)
+                path.write_text(f"{whole}\n" if whole else "", "utf-8")
 
     def __contains__(self, identity: object) -> bool:
         return any(cell["identity"] == identity for cell in self.cells)
@@ -25,3 +31,13 @@ class CellLines:
         self.cells.append({"identity": identity, **found})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.cells[-1]) + "\n")
+
+
+def newest(cells: Sequence[Cell], *ignored: str) -> list[Cell]:
+    """Of cells whose identities differ in the keys `ignored` alone, the one that was measured last."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        key = json.dumps({k: v for k, v in cell["identity"].items() if k not in ignored}, sort_keys=True)
+        found.pop(key, None)
+        found[key] = cell
+    return list(found.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cell_lines import Cell
+from experiments.cell_lines import Cell, newest
 from experiments.table_files import tabular
 from rcp.evaluate.tables import Grid, bootstrap_means, interval, markdown_lines
 
@@ -87,6 +87,7 @@ def write_report(folder: Path, cells: Sequence[Cell], resamples: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
     tables: list[Grid] = []
+    cells = newest(cells, "eviction")  # a run that was trained anew has cells of its own
     for name in dict.fromkeys(map(setting, cells)):
         own, i = lines_of([cell for cell in cells if setting(cell) == name], resamples), json.loads(name)
         title = f"{i['windows']} windows of {i['tokens']} tokens, chunks of {i['chunk']}, {i['dtype']}"

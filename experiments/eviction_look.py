@@ -4,7 +4,7 @@
 
 Contexts of the validation split are read once (`rcp.train.traces`), pruned without a question in sight, and asked one
 question; all rows and rates of a context are answered in one batch. Exact match is teacher-forced. "golden" knows the
-attention that question and answer pay, and is what training aims at. The first --sinks entries are always kept.
+attention that question and answer pay, and is what training aims at. Every row keeps the run's sinks.
 Then: which kinds of tokens the scorer keeps at the last rate, of needles and variables.
 """
 

@@ -45,10 +45,11 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
     except UserError as error:
         yield from (_as_stored(setting, method, paths[method.name], error) for method in work.methods)
         return
+    supported = any((batch.support == 1).any() for batches in contexts for batch in batches)
     rows: dict[str, CacheRow] = {}
     for method in work.methods:
         try:
-            rows[method.name] = row_of(setting, method, work.seed, options.runs, loaded)
+            rows[method.name] = row_of(setting, method, work.seed, options.runs, loaded, supported)
         except UserError as error:
             yield _as_stored(setting, method, paths[method.name], error)
     if not rows:
@@ -85,7 +86,7 @@ def _measure(
     budgets: dict[str, list[Budget]],
     clock: Clock,
 ) -> None:
-    """Batch by batch, so that a table that is stopped has the same prompts in all of its rows."""
+    """Batch by batch, for all rows at once: a context is read once for all of them."""
     missing: dict[int, dict[str, list[Budget]]] = {}
     for number, name in enumerate(names):
         wanted = {row: [b for b in own if not cells[row].holds(b.key, name)] for row, own in budgets.items()}
@@ -101,7 +102,7 @@ def _measure(
             clock.watch("all rows", place, len(missing))
             for (row, key), piece in bench.batch(contexts[number], wanted).items():
                 cells[row].pieces[key, names[number]] = piece
-            for row in wanted:
+            for row in (row for row, own in wanted.items() if own):
                 cells[row].save(jax.devices()[0].device_kind)
     finally:
         spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in bench.seconds.items())
@@ -117,8 +118,10 @@ def _path(cells: Path, setting: CacheSetting, method: Method, seed: int) -> Path
     return cell_path(cells, setting, method, seed)
 
 
-def row_of(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded: Pretrained) -> CacheRow:
-    """How a method prunes.
+def row_of(
+    setting: CacheSetting, method: Method, seed: int, runs: Path, loaded: Pretrained, supported: bool
+) -> CacheRow:
+    """How a method prunes. `supported`: whether the examples say which segments their answers need.
 
     Raises:
       UserError: a trained run that is not there; an oracle that does not know what is needed.
@@ -130,10 +133,14 @@ def row_of(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded:
     if policy == "oracle":
         if setting.questions > 1:
             raise UserError("needs one question a context: of the others it is not known what they need")
+        if not supported:
+            raise UserError("needs a task that knows which segments its answers need")
         return CacheRow(method.name, Eviction(SinksWindow(), sinks=setting.sinks), needed=True)
     if method.run:
         eviction = trained_eviction(setting, method, seed, runs, loaded)
-        return CacheRow(method.name, replace(eviction, allotment=allotment or eviction.allotment))
+        if eviction.policy.asks and not setting.aware:
+            raise UserError("looks at the question: measured with --question")
+        return CacheRow(method.name, replace(eviction, allotment=allotment or eviction.allotment, sinks=setting.sinks))
     return CacheRow(method.name, Eviction(POLICIES[policy](), allotment, sinks=setting.sinks))
 
 

@@ -105,6 +105,8 @@ def verdicts(table: Table, parts: Sequence[Part], resamples: int) -> str:
 
 def _verdict(ours: Line, rivals: Sequence[Line]) -> str:
     """Ahead of all, with or without intervals apart, or not; behind whom by a paired interval below 0."""
+    if any(line.difference is None for line in rivals):
+        return "not comparable: rows of other examples"
     behind = [line.method for line in rivals if (line.difference_high or 0.0) < 0]
     if behind:
         return f"behind {', '.join(behind)}"
@@ -149,6 +151,7 @@ def _cost(line: Line) -> str:
 
 LEGEND = (
     "Means a context. prune: scoring, selecting, gathering; kvzip's with its second reading. read: the context, once "
-    "for all rows and with what any of them needs gathered, then question and answer. MB: the arrays that hold what is "
+    "for all rows (for those of a trained run once more) and with what any of them needs gathered, then question and "
+    "answer. MB: the arrays that hold what is "
     "kept; their capacity is an eighth, a quarter, a half, three quarters or all of the context."
 )

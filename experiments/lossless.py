@@ -229,8 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_compile_cache()
     options.output.mkdir(parents=True, exist_ok=True)
     try:
-        if unknown := set(options.policies) - set(POLICIES):
-            raise UserError(f"--policies: {', '.join(sorted(unknown))}; known: {', '.join(sorted(POLICIES))}")
+        known = {name for name, policy in POLICIES.items() if not (policy.draws or policy().needs.reconstruction)}
+        if unknown := set(options.policies) - known:
+            raise UserError(f"--policies: {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(known))}")
         cells = run(options, options.output / "cells.jsonl")
     except UserError as error:
         print(f"lossless: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cell_lines import Cell
+from experiments.cell_lines import Cell, newest
 
 COLUMNS = {
     "dtype": "dtype",
@@ -27,7 +27,7 @@ COLUMNS = {
     "ratio": "ratio [least, most]",
     "cpu_ratio": "ratio of CPU s",
 }
-KEYS = ("dtype", "batch", "max_new", "policy", "keep", "gamma")
+KEYS = ("model", "dtype", "batch", "max_new", "policy", "keep", "gamma")
 
 
 def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str, Any]]:
@@ -82,6 +82,7 @@ def lines(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def write_report(cells: Sequence[Cell], output: Path) -> str:
     """Writes lossless.md, .json and .png; returns the Markdown."""
+    cells = newest(cells, "eviction", "text", "rows")  # of each batch by its number
     rows = summary(cells)
     by_task = summary(cells, ("task", "tokens", *KEYS))
     text = "## All prompts\n\n" + lines(rows, list(COLUMNS))

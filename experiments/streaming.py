@@ -41,6 +41,8 @@ from rcp.pretrained import load
 from rcp.train.parallel import use_compile_cache
 from rcp.types import Tokenizer, UserError
 
+LONGEST = 32_768
+"""Tokens of the text that shorter ones are the beginning of."""
 MEMORY = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
@@ -61,7 +63,8 @@ def text_of(tokenizer: Tokenizer, tokens: int, file: Path | None) -> np.ndarray:
       UserError: a file that cannot be read, or a text that is too short.
     """
     if file is None:
-        (example,) = long_prompts(tokenizer, 1, tokens + 512)  # some more: its question is left out
+        # The same text whatever its length, and some more of it, since its question is left out.
+        (example,) = long_prompts(tokenizer, 1, max(tokens, LONGEST) + 512)
         ids = [token for segment in example.context for token in tokenizer.encode(segment)]
     else:
         try:
@@ -132,7 +135,9 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     lines = CellLines(kept)
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
-    shared = {key: getattr(options, key) for key in keys} | {"text": options.text.name if options.text else ""}
+    shared = {key: getattr(options, key) for key in keys} | {
+        "text": str(options.text.resolve()) if options.text else ""
+    }
     for length in options.lengths:
         identity = shared | {"length": length}
         if identity in lines or time.monotonic() >= ends:
@@ -153,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--lengths", type=integers, default=(4096, 8192, 16384, 32768), help="(default: 4096,8192,16384,32768)")
-    names = sorted(name for name, policy in POLICIES.items() if not policy().needs.reconstruction and not policy.draws)
+    policies = {name: policy() for name, policy in POLICIES.items() if not policy.draws}
+    names = sorted(n for n, policy in policies.items() if policy.streams and policy.allotment.layers == "uniform")
     add("--policy", choices=names, default=SinksWindow.name, help="(default: %(default)s)")
     add("--positions", choices=("repacked", "original"), default="repacked", help="(default: %(default)s)")
     add("--sinks", type=int, default=4, help="first tokens that are always kept (default: %(default)s)")

@@ -20,7 +20,8 @@ STARTS = (0, 4096, 8192, 16384)
 def name_of(cell: Cell) -> str:
     """What was varied, in words."""
     i = cell["identity"]
-    return f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions"
+    text = f", {Path(i['text']).name}" if i["text"] else ""
+    return f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions, {i['size']} entries, {i['dtype']}{text}"
 
 
 def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ class Line:
 
     `budget`: "256 tokens", or a fraction. `metric`: "nll" or "em". `difference`: ours less this, on the same problems.
     `tokens_kept`, `context_tokens`: means a prompt, in entries where a cache is pruned; the seconds too.
-    `break_even`: see `break_even`. `entries_asked`, `cache_bytes`: of pruned caches, means a prompt.
+    `break_even`: see `break_even`; not of pruned caches, which are read whole.
+    `entries_asked`, `cache_bytes`: of pruned caches, means a prompt.
     """
 
     reader: str
@@ -101,7 +102,7 @@ def _line(
     cost: float | None,
     text: dict[str, Any],
 ) -> Line:
-    values = getattr(column, metric)
+    values, cached = getattr(column, metric), column.asked is not None
     draws = bootstrap_means(values[None], resamples, [SEED])[0]
     low, high = interval(draws)
     numbers: dict[str, Any] = {"value": float(values.mean()), "low": low, "high": high}
@@ -125,7 +126,7 @@ def _line(
         model_seconds=column.model_seconds,
         entries_asked=None if column.asked is None else float(column.asked.mean()),
         cache_bytes=None if column.bytes is None else float(column.bytes.mean()),
-        break_even=None if row.method.policy in ("none", "full") else break_even(column, cost),
+        break_even=None if row.method.policy in ("none", "full") or cached else break_even(column, cost),
         **text,
     )
 

@@ -172,13 +172,15 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.config_file import load_config
-    from rcp.infer.saved_run import config_of_run
+    from rcp.infer.saved_run import config_of_run, say_if_interrupted
 
     config = load_config(config_of_run(arguments.workdir, "configs/X.py"))
     from rcp.train.build import stages_of
     from rcp.train.loop import export
 
-    export(stages_of(config), config, arguments.workdir, arguments.output)
+    stages = stages_of(config)
+    step = export(stages, config, arguments.workdir, arguments.output)
+    say_if_interrupted(arguments.workdir, stages[-1], step)
     size = sum(path.stat().st_size for path in arguments.output.iterdir())
     print(f"exported: {arguments.output}, {size / 1e6:.1f} MB")
     return 0

@@ -24,6 +24,7 @@ from rcp.evaluate.cache_reader import SHARES
 from rcp.evaluate.cells import read_cell
 from rcp.eviction import GLOBAL, POLICIES, UNIFORM, Full, Random
 from rcp.eviction.prompt import Eviction
+from rcp.types import UserError
 from tests.evaluate.own_data import tiny_model
 
 pytestmark = pytest.mark.lax
@@ -154,6 +155,14 @@ def test_a_trained_eviction_is_measured_under_each_allotment(
         assert (columns(found, "ours")[key].nll != column.nll).any()
 
 
+def test_a_trained_eviction_keeps_the_sinks_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_measure, "trained_eviction", lambda *_: Eviction(Random(), GLOBAL, sinks=4))
+    base = CacheSetting("a", "a", {}, "r", 1, 1, 1, (), sinks=0)
+    (method,) = chosen(METHODS, ("ours",))
+    row = kv_measure.row_of(base, method, 0, Path("absent"), None, True)  # pyright: ignore[reportArgumentType]
+    assert row.eviction == Eviction(Random(), GLOBAL, sinks=0)
+
+
 def test_one_pruned_context_answers_several_questions(whole: Part, reader: Path, tmp_path: Path) -> None:
     several = part(setting(reader, questions=2, examples=BATCH), tmp_path, "full", "oracle")
     full = columns(several, "full")["1"]
@@ -207,12 +216,14 @@ def test_the_rows_are_those_of_the_issue() -> None:
 
     def eviction(name: str) -> Eviction:
         (method,) = chosen(METHODS, (name,))
-        row = kv_measure.row_of(base, method, 0, Path("absent"), None)  # pyright: ignore[reportArgumentType]
+        row = kv_measure.row_of(base, method, 0, Path("absent"), None, False)  # pyright: ignore[reportArgumentType]
         assert row.eviction is not None
         return row.eviction
 
     assert eviction("kvzip").shared == GLOBAL and eviction("kvzip+uniform").shared == UNIFORM
     assert eviction("full") == Eviction(Full(), sinks=4)
+    with pytest.raises(UserError, match="a task that knows which segments its answers need"):
+        eviction("oracle")
 
 
 def test_the_command_writes_the_table(reader: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,11 @@ from typing import Any
 
 from rcp.config import EndpointConfig
 from rcp.endpoint.cache import Cache, fingerprint
-from rcp.endpoint.transport import RefusedError, send
+from rcp.endpoint.transport import RefusedError, clean, send
 from rcp.types import UserError
+
+NO_ECHO = (400, 404, 405, 413, 422, 501)
+"""Statuses by which an endpoint says that it does not echo a prompt with log-probabilities."""
 
 
 class Client:
@@ -124,7 +127,9 @@ class Client:
                 try:
                     self._cache[key] = read(answer)
                 except (KeyError, TypeError, IndexError, AttributeError):
-                    raise UserError(f"{self.base}/{path}: the answer has no completion: {str(answer)[:300]}") from None
+                    raise UserError(
+                        f"{self.base}/{path}: the answer has no completion: {clean(str(answer), self._key())}"
+                    ) from None
             except BaseException:
                 stop.set()
                 raise
@@ -142,11 +147,11 @@ class Client:
         return [self._cache[key] for key in keys]
 
     def _send(self, path: str, body: dict[str, Any] | None, stop: threading.Event | None = None) -> dict[str, Any]:
-        key, url = os.environ.get(self.config.api_key_env, "").strip(), f"{self.base}/{path}"
+        key, url = self._key(), f"{self.base}/{path}"
         try:
             return send(url, body, key=key, timeout=self.config.timeout, retries=self.config.retries, stop=stop)
         except RefusedError as error:
-            if body is not None and body.get("echo"):
+            if body is not None and body.get("echo") and error.status in NO_ECHO:
                 raise
             hint = ""
             if error.status in (401, 403):
@@ -154,6 +159,13 @@ class Client:
             elif error.status == 404:
                 hint = "; are base_url, api and model right?"
             raise UserError(f"{url}: {error}{hint}") from None
+
+    def _key(self) -> str:
+        name = self.config.api_key_env
+        key = os.environ.get(name, "").strip()
+        if not all("!" <= letter <= "~" for letter in key):  # its own error would show the key
+            raise UserError(f"the environment variable {name}: expected one key, without spaces or line breaks")
+        return key
 
 
 class _UnavailableError(Exception):

@@ -95,20 +95,20 @@ def _once(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> di
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
-        raise ValueError(f"not JSON: {_clean(text, key)!r}") from None
+        raise ValueError(f"not JSON: {clean(text, key)!r}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"not a JSON object: {_clean(text, key)!r}")
+        raise ValueError(f"not a JSON object: {clean(text, key)!r}")
     return found
 
 
 def _beginning(error: urllib.error.HTTPError, key: str) -> str:
     try:
-        return _clean(error.read().decode("utf-8", errors="replace"), key)
+        return clean(error.read().decode("utf-8", errors="replace"), key)
     except (OSError, HTTPException):
         return ""
 
 
-def _clean(text: str, key: str) -> str:
+def clean(text: str, key: str) -> str:
     text = text.replace(key, "***") if key else text
     return " ".join(text[:SHOWN].split())
 

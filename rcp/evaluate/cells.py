@@ -2,7 +2,8 @@
 
 A `Cell` belongs to an *identity*: everything that decides the method's numbers besides prompts and budget. Prompts and
 budget name the pieces inside: a batch by a digest of its arrays, a budget by `Budget.key`. So other examples, more of
-them, or one more budget leave the finished pieces good, and a cell of another identity is set aside as stale.
+them, or one more budget leave the finished pieces good. Before a cell of another identity is written in its place, the
+old file is set aside under a name of its own, and found again when its identity is asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Cell:
       identity: fit for json.
       devices: what the pieces were measured on.
       stale: why what the file held before was not taken, or "".
+      aside: the name that this file gets before the cell is written, where it is of another identity or unreadable.
     """
 
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Cell:
     pieces: dict[tuple[str, str], Piece] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
     stale: str = ""
+    aside: Path | None = None
 
     def holds(self, budget: str, batch: str, *, shown: bool = False) -> bool:
         """Whether that piece is there, with its mask if it is to be shown."""
@@ -118,25 +121,42 @@ class Cell:
         try:
             with partial.open("wb") as file:
                 np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
+            if self.aside is not None and self.path.exists():
+                os.replace(self.path, self.aside)
+            self.aside = None
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def open_cell(path: Path, identity: Mapping[str, Any]) -> Cell:
-    """The cell in a file; empty where there is none, where it cannot be read, or where it is of another identity."""
+    """The cell in a file, or the one of this identity that was set aside for it; empty where there is neither."""
     identity = json.loads(json.dumps(identity))
-    if not path.exists():
-        return Cell(identity, path)
     try:
-        found = read_cell(path)
+        found = read_cell(path) if path.exists() else None
     except Exception as error:  # numpy, zipfile and json raise many kinds for a damaged file
-        return Cell(identity, path, stale=f"{path} cannot be read ({type(error).__name__})")
-    for key in sorted(found.identity.keys() | identity.keys()):
-        before, now = found.identity.get(key), identity.get(key)
-        if before != now:
-            return Cell(identity, path, stale=f"{path} is stale: {key} was {before!r} and is {now!r}")
-    return found
+        why = f"{path} cannot be read ({type(error).__name__})"
+        return Cell(identity, path, stale=why, aside=path.with_name(f"{path.stem}.unreadable{path.suffix}"))
+    if found is not None and found.identity == identity:
+        return found
+    aside = None if found is None else _aside(path, found.identity)
+    try:
+        earlier = read_cell(_aside(path, identity))
+    except Exception:  # none there, or damaged
+        earlier = None
+    if earlier is not None and earlier.identity == identity:
+        return replace(earlier, path=path, aside=aside)
+    return Cell(identity, path, stale="" if found is None else _differs(path, found.identity, identity), aside=aside)
+
+
+def _aside(path: Path, identity: Mapping[str, Any]) -> Path:
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}.{name}{path.suffix}")
+
+
+def _differs(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    key = next(key for key in sorted(found.keys() | identity.keys()) if found.get(key) != identity.get(key))
+    return f"{path} is stale: {key} was {found.get(key)!r} and is {identity.get(key)!r}"
 
 
 def read_cell(path: Path) -> Cell:

@@ -117,7 +117,7 @@ def other_runs(config: Config) -> list[Policy]:
         trained = load_trained(workdir)
         if (its := reader(trained.config)) != reader(config):
             raise UserError(f"config.eval.runs.{name}: the reader of {workdir} is {its}: expected {reader(config)}")
-        policies.append(learned(trained, name=name, granularity=trained.config.budget.granularity))
+        policies.append(learned(trained, name=name, granularity=exact(trained.config.budget.granularity)))
     return policies
 
 

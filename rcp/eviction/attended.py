@@ -121,5 +121,6 @@ class H2O(EvictionPolicy):
         if budget is None:
             raise ValueError("H2O needs the budget, of which a part goes to the newest tokens")
         newest = jnp.floor(self.recent * budget.astype(jnp.float32)).astype(jnp.int32)
+        old = old - (seen.next - seen.context_end)[:, None, None]  # a question is kept beside the budget
         above = received.max(axis=(1, 2), keepdims=True) + 1 + (seen.next[:, None, None] - old).astype(jnp.float32)
         return jnp.where(old < newest[:, None, None], above, received)

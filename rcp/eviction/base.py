@@ -95,6 +95,13 @@ class Seen(NamedTuple):
     frequencies: Float[Array, " half"]
     layer: Int[Array, ""]
 
+    @property
+    def context_end(self) -> Int[Array, " batch"]:
+        """Position behind the context: of the question's first token, or of what comes next where there is none."""
+        if self.question is None:
+            return self.next
+        return self.next - jnp.sum(self.question, axis=1, dtype=jnp.int32)
+
 
 @dataclass(frozen=True)
 class EvictionPolicy:
@@ -113,6 +120,11 @@ class EvictionPolicy:
     @property
     def needs(self) -> Needs:
         return Needs()
+
+    @property
+    def asks(self) -> bool:
+        """Whether it can score nothing without a question that was read with the context."""
+        return False
 
     @property
     def streams(self) -> bool:

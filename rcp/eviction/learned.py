@@ -137,22 +137,23 @@ class Learned(EvictionPolicy):
         return all_needs(measure_needs(self.measures), window)
 
     @property
+    def asks(self) -> bool:
+        return self.question
+
+    @property
     def streams(self) -> bool:
         return super().streams and self.shape.heads != "layer" and not self.question
 
     def scores(self, seen: Seen, *, budget=None, keys=None) -> Float[Array, "batch kv_heads entries"]:
         measured = [as_input(name, MEASURES[name].scores(seen)) for name in self.measures]
-        end = seen.next
         if self.question:
             measured.append(log_weight(question_attention(seen)))
-            assert seen.question is not None
-            end = end - jnp.sum(seen.question, axis=1, dtype=jnp.int32)
         described = describe(
             seen.k,
             seen.v,
             position=seen.position,
             valid=seen.valid,
-            end=end,
+            end=seen.context_end,
             frequencies=seen.frequencies,
             measured=measured,
             hidden=seen.statistics.hidden if self.shape.common else None,
@@ -166,7 +167,7 @@ def question_attention(seen: Seen) -> Float[Array, "batch kv_heads entries"]:
     queries, position = seen.statistics.queries, seen.statistics.query_position
     if seen.question is None or queries is None or position is None:
         raise ValueError("a policy that looks at the question needs it read with the context (Needs.window)")
-    begin = seen.next - jnp.sum(seen.question, axis=1, dtype=jnp.int32)
+    begin = seen.context_end
     weights = reduce_weights(
         queries,
         seen.k,

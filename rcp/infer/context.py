@@ -91,7 +91,7 @@ class ContextModel:
         self._needs = eviction.policy.needs if needs is None else needs
         if self._needs.reconstruction and repeat is None:
             raise ValueError(
-                f"policy {eviction.policy.name!r} needs `repeat`: how the model is asked to repeat a prompt"
+                "the policy, or another that is read for, needs `repeat`: how the model is asked to repeat a prompt"
             )
         self._graph, self._params = nnx.split(model)
         self._repeat, self._chunk, self._multiple, self._runs = repeat, chunk, multiple, runs
@@ -103,8 +103,12 @@ class ContextModel:
         """Reads contexts, each with its question where policies are to see it.
 
         Raises:
-          UserError: no context, an empty one, or not as many questions.
+          UserError: no context, an empty one, or not as many questions; none for a policy that looks at them.
         """
+        if questions is None and self.eviction.policy.asks:
+            raise UserError(
+                f"policy {self.eviction.policy.name!r} looks at the question: expected one for each context"
+            )
         asked = [()] * len(contexts) if questions is None else questions
         if not contexts or not all(map(len, contexts)) or len(asked) != len(contexts):
             raise UserError(
@@ -139,7 +143,7 @@ class ContextModel:
         """Keeps exactly max(1, floor(keep_rate * tokens)) entries a head, the mean over layers and heads.
 
         Args:
-          keep_tokens: in place of a rate: so many entries a head, or all where there are fewer.
+          keep_tokens: so many entries a head at most, whatever the rate; all where there are fewer.
           forced, keys: see `rcp.eviction.prompt.choose`.
           take_back: last tokens, of the question, that policies see and that are then to be read again behind the rest.
 

@@ -89,10 +89,13 @@ class PromptPruner:
           instruction: read by the scorer before the context, and not part of the result.
 
         Raises:
-          UserError: no or an empty context, a budget out of range or below what is forced, a prompt over `max_tokens`.
+          UserError: no or an empty context, not as many questions, a budget out of range or below what is forced, a
+            prompt over `max_tokens`.
         """
         check_budget(keep_rate, keep_tokens)
         patterns = [_pattern(expression) for expression in force]
+        if len(contexts) != len(questions):
+            raise UserError(f"{len(contexts)} contexts with {len(questions)} questions: expected one for each")
         texts = [split_segments(context) for context in contexts]
         encoded = [self._encode(t, q, instruction, patterns, i) for i, (t, q) in enumerate(zip(texts, questions))]
         if not encoded:

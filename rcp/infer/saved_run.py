@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from rcp.train.export import is_export
 from rcp.train.loop import Stage
 from rcp.types import UserError
 
@@ -25,8 +26,6 @@ def config_of_run(workdir: Path, trained_with: str) -> Path:
 def say_if_interrupted(workdir: Path, stage: Stage, step: int) -> None:
     """Says on stderr where training stopped before its end."""
     if step < stage.steps:
-        print(
-            f"{workdir}: training of the {stage.name} stopped at step {step} of {stage.steps}; what it learned so far "
-            f"is used (to go on: rcp train --workdir={workdir})",
-            file=sys.stderr,
-        )
+        further = "" if is_export(workdir) else f" (to go on: rcp train --workdir={workdir})"
+        said = f"training of the {stage.name} stopped at step {step} of {stage.steps}; what it learned so far is used"
+        print(f"{workdir}: {said}{further}", file=sys.stderr)

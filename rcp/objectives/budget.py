@@ -20,6 +20,6 @@ def budget(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
     context = outcome.batch.role == Role.CONTEXT
     count = jnp.maximum(jnp.sum(context, axis=1, dtype=jnp.int32), 1).astype(jnp.float32)
     share = jnp.sum(jnp.where(context, outcome.keep, 0.0), axis=1) / count
-    violation = share - outcome.asked.astype(jnp.float32) / count
+    violation = share - jnp.minimum(outcome.asked.astype(jnp.float32) / count, 1.0)
     held = jax.lax.stop_gradient
     return held(outcome.multiplier) * violation - outcome.multiplier * held(violation)

@@ -166,7 +166,8 @@ def set_log_prob(
       valid: tokens that may be kept; all where None.
 
     Returns:
-      float32 [*batch], differentiable in the logits; `-inf` for a set that cannot be drawn.
+      float32 [*batch], differentiable in the logits; `-inf` for a set that cannot be drawn. (Of more
+        `+inf` than k the samplers keep the first k; here they count as alike.)
     """
     parts = split(logits, None, valid)
     mask = jnp.asarray(mask)

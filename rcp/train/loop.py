@@ -134,8 +134,9 @@ def restore(stages: Sequence[Stage], config: Config, workdir: str | Path) -> tup
     return at.state, stages[-1].frozen(at.previous)
 
 
-def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output: str | Path) -> None:
-    """Writes what a run has trained, and nothing that only training needs, into the new folder `output`.
+def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output: str | Path) -> int:
+    """Writes what a run has trained, and nothing that only training needs, into the new folder `output`; returns
+    the last stage's steps.
 
     Raises:
       UserError: as in `restore`; `output` is there already.
@@ -144,6 +145,7 @@ def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output:
     at = _trained(stages, config, workdir)
     origin = {"fingerprint": fingerprint(config), "weights": stages[-1].weights, "step": int(at.state.step)}
     write_export(Path(output), workdir / "config.json", at.trained(at.state), **origin)
+    return at.step
 
 
 def _trained(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:

@@ -121,6 +121,20 @@ def test_the_key_is_sent_and_never_shown_or_stored(url: str, monkeypatch, tmp_pa
     assert "letmein" not in (tmp_path / "c.jsonl").read_text() + repr(one.config)
 
 
+@pytest.mark.parametrize("key", ["one\ntwo", "one two", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_not_shown(url: str, monkeypatch, key: str) -> None:
+    monkeypatch.setenv("THE_KEY", key)
+    with pytest.raises(UserError, match="THE_KEY: expected one key, without spaces or line breaks") as error:
+        client(url, api_key_env="THE_KEY").texts(PROMPTS[:1])
+    assert key not in str(error.value)
+
+
+def test_a_wrong_key_is_no_lack_of_likelihoods(url: str, monkeypatch) -> None:
+    monkeypatch.setenv("THE_KEY", "wrong")
+    with pytest.raises(UserError, match=r"HTTP 401.*is the right key in the environment variable THE_KEY"):
+        client(url, model="locked", api_key_env="THE_KEY").nll(PROMPTS[:1], [" 1"])
+
+
 def test_retry_after_is_a_number_or_a_date() -> None:
     def headers(value: str) -> HTTPMessage:
         message = HTTPMessage()

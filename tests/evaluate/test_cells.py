@@ -104,6 +104,9 @@ def test_a_stale_cell_is_computed_again_and_says_why(whole: tuple[Counted, Resul
     run((Random(),))
     run((Random(),), cell_of=lambda policy: run.cell_of(policy, seed=1))
     assert "random.npz is stale: seed was None and is 1; measured anew" in run.said[0] and len(run.done) == 3
+    for seed in (None, 1):  # what was set aside is found again, and nothing is measured
+        run((Random(),), cell_of=lambda policy, seed=seed: run.cell_of(policy, **({"seed": seed} if seed else {})))
+        assert "2 of 2 batches are in" in run.said[0] and not run.done
     (tmp_path / "random.npz").write_bytes(b"PK\x03\x04 half of a file")
     assert_same(run((Random(),)), Counted(tmp_path / "new")((Random(),)))
     assert "random.npz cannot be read" in run.said[0] and len(run.done) == 3

@@ -170,6 +170,11 @@ def test_an_interrupted_run_says_so(workdir: Path, tmp_path: Path, capsys: pytes
     status = main(["prune", f"--workdir={half}", *arguments])
     err = capsys.readouterr().err
     assert (status, err.count("stopped at step 2 of 4")) == (0, 1), err
+    assert main(["export", f"--workdir={half}", f"--output={tmp_path / 'small'}"]) == 0
+    assert "stopped at step 2 of 4" in capsys.readouterr().err
+    assert main(["prune", f"--workdir={tmp_path / 'small'}", *arguments]) == 0
+    err = capsys.readouterr().err
+    assert "stopped at step 2 of 4" in err and "rcp train" not in err
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,18 @@ def test_h2o(layers, scored):
         np.testing.assert_allclose(found, naive.observed(layers[i][j]), atol=1e-4)
 
 
+def test_the_newest_of_h2o_are_of_the_context(model, read):
+    """A question read with it is kept beside the budget, and takes no place of the newest."""
+    length = np.asarray(read.cache.length)
+    question = jnp.arange(read.cache.capacity)[None] >= length[:, None] - 3
+    budget = jnp.full((len(LENGTHS), LAYERS), 6, jnp.int32)
+    entries = candidates(read.cache)
+    found = np.asarray(scores(model, entries, read.statistics, H2O(), question=question, budget=budget))
+    for i, _, own in each(found):
+        own = own[:, : length[i] - 3]
+        assert (own[:, -3:].min() > own[:, :-3].max()) and (np.diff(own[:, -3:]) > 0).all()
+
+
 def test_tova(layers, scored):
     for i, j, found in each(scored(TOVA())):
         np.testing.assert_allclose(found[:, :-1], naive.tova(layers[i][j])[:, :-1], atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 
 from rcp.config import Config, ParallelConfig
 from rcp.config_saved import save_config
-from rcp.train.export import FILE, META
+from rcp.train.export import FILE, META, read_export, write_export
 from rcp.train.loop import export, restore, run
 from rcp.types import UserError
 
@@ -59,6 +59,25 @@ def test_an_export_can_be_exported(exported, tmp_path):
 def test_what_only_training_needs_stays_behind(trained, exported):
     with np.load(exported / FILE) as file:
         assert {name for name in file.files if name != META} == {"model.w", "pruner.w"}
+
+
+def test_what_is_of_the_training_examples_stays_behind(trained, tmp_path):
+    params = {"pruner": {"w": np.ones(5, np.float32)}, "prepared": {"states": np.ones((9, 2), np.float32)}}
+    origin = {"fingerprint": "f", "weights": None}
+    write_export(tmp_path / "out", trained / "config.json", params, **origin, step=3)
+    found, step = read_export(tmp_path / "out", params, **origin)
+    assert list(found) == ["pruner"] and step == 3
+    np.testing.assert_array_equal(found["pruner"]["w"], params["pruner"]["w"])
+
+
+def test_it_is_written_whole_or_not_at_all(trained, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    with pytest.raises(OSError, match="no space"):
+        export(toy_stages(5, 5), one_device(), trained, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_is_not_trained_further_and_nothing_is_overwritten(exported, trained):
