@@ -2,8 +2,9 @@
 
     rcp train --config=configs/dynamic.py --workdir=runs/dynamic
 
-What is published, what is ours, and how a run is used: docs/dynamic.md. Not measured yet. Text: worked problems of
-GSM8K's training file and MRD3 ($RCP_DATA_DIR); any other by --config.task.name=long_text and
+What is published, what is ours, and how a run is used: docs/dynamic.md; what it reached:
+experiments/results/dynamic_pruning.md.
+Text: worked problems of GSM8K's training file and MRD3 ($RCP_DATA_DIR); any other by --config.task.name=long_text and
 --config.task.path=FILE.txt. Variants: `smollm2` fine-tunes SmolLM2-135M whole, as published; `lora` (default) trains
 low-rank updates of it beside the projections, `frozen` the projections alone; `scratch` is a tiny model of characters.
 

@@ -2,6 +2,7 @@
 
     rcp train --config=configs/eviction.py --workdir=runs/eviction
 
+A run of it comes exported in experiments/results/trained/eviction; what it reaches: experiments/results/kv_policies.md.
 Variants: `:golden` (a listwise cross-entropy to the attention that questions and answers paid, nothing drawn),
 `:ranking` (drawn rankings, rewarded for what they keep at every budget), `:mix` (both, the default), `:distil` and
 `:task` (mix, then steps through the model's answers: KL to the full cache, or drawn subsets rewarded for the answer's
