@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,12 @@ class CellLines:
         self._path = path
         self.cells: list[Cell] = []
         if path.exists():
-            whole, _, rest = path.read_text("utf-8").rpartition("\n")
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
             self.cells = [json.loads(line) for line in whole.splitlines()]
-            if rest:  # it was stopped while it wrote
+            if len(whole) < len(data):  # it was stopped while it wrote
                 print(f"{path}: its last line is not whole and is measured anew", file=sys.stderr)
-                path.write_text(f"{whole}\n" if whole else "", "utf-8")
+                os.truncate(path, len(whole))
 
     def __contains__(self, identity: object) -> bool:
         return any(cell["identity"] == identity for cell in self.cells)

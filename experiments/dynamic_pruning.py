@@ -37,7 +37,7 @@ from experiments.grid import integers, numbers, words
 from rcp.data.tasks.base import examples_of
 from rcp.data.tasks.long_text import LongText
 from rcp.evaluate.subject import described, digest_of
-from rcp.eviction import POLICIES, UNIFORM, dynamic, stream
+from rcp.eviction import POLICIES, STREAMING, UNIFORM, dynamic, stream
 from rcp.eviction.prompt import Eviction
 from rcp.infer.trained_dynamic import TrainedDynamic, load_dynamic
 from rcp.infer.trained_eviction import load_eviction
@@ -219,15 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=f"rcp tables {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    policies = {name: policy() for name, policy in POLICIES.items()}
-    streaming = [name for name, policy in policies.items() if policy.streams and policy.allotment.layers == "uniform"]
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/tables"), help=f"gets {NAME}.md, .csv, .tex, .png and cells/")
     add("--runs", type=Path, default=Path("runs"), help="folder of the runs dynamic, eviction_stream")
     add("--windows", type=int, default=48, help="windows of text (default: %(default)s)")
     add("--tokens", type=int, default=256, help="of a window, a multiple of --chunk (default: %(default)s)")
     add("--chunk", type=int, default=16, help="tokens read before entries are evicted (default: %(default)s)")
-    add("--methods", type=words, default=(*streaming, OURS), help=f"default: {','.join((*streaming, OURS))}")
+    add("--methods", type=words, default=(*STREAMING, OURS), help=f"default: {','.join((*STREAMING, OURS))}")
     add("--sizes", type=integers, default=(128, 64, 32, 16), help="entries a head (default: 128,64,32,16)")
     add("--shifts", type=numbers, default=(2.0, 1.0, 0.0, -1.0, -2.0, -4.0), help="default: 2,1,0,-1,-2,-4")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s")
@@ -235,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--minutes", type=float, default=1e9, help="stop measuring after so long; 0: only draw")
     add("--bootstrap", type=int, default=2000, help="resamples behind the 95 %% intervals (default: %(default)s)")
     options = parser.parse_args(argv)
-    known = (*streaming, OURS)
+    known = (*STREAMING, OURS)
     if unknown := [name for name in options.methods if name not in known]:
         raise UserError(f"--methods: {unknown[0]!r} cannot read a stream; expected some of {','.join(known)}")
     if options.tokens % options.chunk or options.tokens < 2:

@@ -102,8 +102,9 @@ def _measure(
             clock.watch("all rows", place, len(missing))
             for (row, key), piece in bench.batch(contexts[number], wanted).items():
                 cells[row].pieces[key, names[number]] = piece
-            for row in (row for row, own in wanted.items() if own):
-                cells[row].save(jax.devices()[0].device_kind)
+            for row, own in wanted.items():
+                if own:
+                    cells[row].save(jax.devices()[0].device_kind)
     finally:
         spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in bench.seconds.items())
         print(f"seconds, compilation excluded: {spent or 'none'}", flush=True)

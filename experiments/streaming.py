@@ -33,7 +33,7 @@ from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers
 from experiments.prompts import long_prompts
 from experiments.streaming_report import SPAN, write_report
-from rcp.eviction import POLICIES, stream
+from rcp.eviction import POLICIES, STREAMING, stream
 from rcp.eviction.position import SinksWindow
 from rcp.eviction.prompt import Eviction
 from rcp.nn.reader import next_token
@@ -135,9 +135,8 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     lines = CellLines(kept)
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
-    shared = {key: getattr(options, key) for key in keys} | {
-        "text": str(options.text.resolve()) if options.text else ""
-    }
+    text = str(options.text.resolve()) if options.text else "worked examples"
+    shared = {key: getattr(options, key) for key in keys} | {"text": text}
     for length in options.lengths:
         identity = shared | {"length": length}
         if identity in lines or time.monotonic() >= ends:
@@ -158,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--lengths", type=integers, default=(4096, 8192, 16384, 32768), help="(default: 4096,8192,16384,32768)")
-    policies = {name: policy() for name, policy in POLICIES.items() if not policy.draws}
-    names = sorted(n for n, policy in policies.items() if policy.streams and policy.allotment.layers == "uniform")
+    names = sorted(name for name in STREAMING if not POLICIES[name].draws)
     add("--policy", choices=names, default=SinksWindow.name, help="(default: %(default)s)")
     add("--positions", choices=("repacked", "original"), default="repacked", help="(default: %(default)s)")
     add("--sinks", type=int, default=4, help="first tokens that are always kept (default: %(default)s)")

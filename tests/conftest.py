@@ -1,8 +1,8 @@
 """Eight host devices for every test; a silent broadcast between ranks is an error.
 
-Programs are compiled without LLVM's costly passes, here and in the processes that tests start: that halves the seconds
-of most tests, and changes neither what XLA fuses nor what it says of memory and work. To test what users run:
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test.
+Programs are compiled without LLVM's costly passes, here and in the processes that tests start: that takes
+tests/train/test_build.py from 167 to 96 CPU seconds, and what XLA says of memory and work stays as tests/cost has it.
+To test what users run: JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test.
 
 `@pytest.mark.lax` allows such broadcasts (for code that leans on a library's), `@pytest.mark.strict_dtype` also forbids
 implicit promotion between dtypes (not the default: optax's own Adam multiplies float by int). Programs that several

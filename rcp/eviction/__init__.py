@@ -13,12 +13,16 @@ POLICIES: dict[str, type[EvictionPolicy]] = {
 }
 """By name. Ada-KV is no policy but an allotment (`ADA`), which goes with the scores of any."""
 
+STREAMING = tuple(n for n, policy in POLICIES.items() if policy().streams and policy.allotment.layers == "uniform")
+"""Names of those that can read a stream, whose heads all have one size. A pyramid of layers would be flat there."""
+
 __all__ = [
     "ADA",
     "GLOBAL",
     "H2O",
     "POLICIES",
     "PYRAMID",
+    "STREAMING",
     "TOVA",
     "UNIFORM",
     "Allotment",

@@ -176,10 +176,10 @@ class Checkpoints:
 def named(state: PyTree) -> dict[str, np.ndarray]:
     """Leaves by their dotted path ("params.pruner.layers.kernel"), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
-    if len(named) != len(leaves):
+    found = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+    if len(found) != len(leaves):
         raise ValueError("two arrays of the training state have the same dotted path: a key holds a dot")
-    return named
+    return found
 
 
 Kind = tuple[tuple[int, ...], str]

@@ -76,6 +76,8 @@ def read_export(
     try:
         with zipfile.ZipFile(path) as file:
             meta = json.loads(file.read(META))
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != META}
         step = int(meta["step"])

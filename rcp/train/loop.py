@@ -10,7 +10,7 @@ With several processes all of them run this; the first alone writes config, metr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,7 +143,7 @@ def export(stages: Sequence[Stage], config: Config, workdir: str | Path, output:
     """
     workdir = Path(workdir)
     at = _trained(stages, config, workdir)
-    origin = {"fingerprint": fingerprint(config), "weights": stages[-1].weights, "step": int(at.state.step)}
+    origin = {"fingerprint": fingerprint(config), "weights": stages[-1].weights, "step": at.step}
     write_export(Path(output), workdir / "config.json", at.trained(at.state), **origin)
     return at.step
 
@@ -160,14 +160,13 @@ def _trained(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
 
 def _exported(stages: Sequence[Stage], config: Config, workdir: Path) -> _At:
     """The end of an exported run. Its optimizer's state is that of a beginning."""
-    like: Params = {}
-    for stage in stages:
-        like |= stage.init_state(like or None).params
-    last = stages[-1]
-    params, step = read_export(workdir, like, fingerprint=fingerprint(config), weights=last.weights)
-    state = last.init_state(params)
-    state = state._replace(step=np.int32(step), params={name: params[name] for name in state.params})
-    return _At(len(stages) - 1, step, state, None, params)
+    at = _begin(stages[0], 0, None)
+    for number, stage in enumerate(stages[1:], 1):
+        at = _begin(stage, number, at.trained(at.state))
+    like = at.trained(at.state)
+    params, step = read_export(workdir, like, fingerprint=fingerprint(config), weights=stages[-1].weights)
+    state = at.state._replace(step=np.int32(step), params={name: params[name] for name in at.state.params})
+    return replace(at, step=step, state=state, previous=params)
 
 
 @dataclass(frozen=True)
