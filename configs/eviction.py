@@ -8,25 +8,35 @@ Variants: `:golden` (a listwise cross-entropy to the attention that questions an
 `:task` (mix, then steps through the model's answers: KL to the full cache, or drawn subsets rewarded for the answer's
 likelihood). `:stream` is mix for text that passes through a cache of fixed size: a network for each key-value head,
 since heads hold different tokens there, and worked problems ($RCP_DATA_DIR) among the tasks. Needles, variables, words
-and documents of 512 tokens are read once; `passkey` is left out, so that one task is new to the scorer. Text of your
-own joins them with --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=512
+and documents of 512, 1,024 and 2,048 tokens are read once, about 8 GB of traces; a step looks at 512 places of each
+context. `passkey` is left out, so that one task is new to the scorer. Text of your own joins them with
+--config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=1024
 --config.eviction.tasks.text.path=FILE.txt.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+LENGTHS = (512, 1024, 2048)
 TASKS = {
     "single": {"name": "needle"},
     "multikey": {"name": "needle", "keys": 4},
     "multivalue": {"name": "needle", "values": 2},
     "multiquery": {"name": "needle", "keys": 2, "queries": 2},
     "tracking": {"name": "tracking"},
-    "words": {"name": "common_words", "times": 64, "other_times": 1},
+    "words": {"name": "common_words", "other_times": 1},
     "documents": {"name": "documents"},
 }
-"""As in configs/ruler.py, at 512 tokens."""
+"""As in configs/ruler.py."""
 SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
 VARIANTS = ("mix", "golden", "ranking", "distil", "task", "stream")
+
+
+def at(task: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """A task at a length; a common word is an eighth of it."""
+    times = {"times": tokens // 8} if task["name"] == "common_words" else {}
+    return task | times | {"tokens": tokens, "seed": SEED}
 
 
 def get_config(variant: str = "mix") -> ConfigDict:
@@ -36,9 +46,11 @@ def get_config(variant: str = "mix") -> ConfigDict:
     streams = variant == "stream"
     tasks = TASKS | ({"text": {"name": "solutions"}} if streams else {})
     c.eviction = {
-        "tasks": {name: task | {"tokens": 512, "seed": SEED} for name, task in tasks.items()},
+        "tasks": {f"{name}_{tokens}": at(task, tokens) for tokens in LENGTHS for name, task in tasks.items()},
+        "tokens": LENGTHS[-1],
+        "entries": 512,
         "heads": "own" if streams else "layer",
-        "contexts": 24,
+        "contexts": 10,
         "objectives": {"golden": golden, "ranking": ranking}.get(variant, golden | ranking),
         "answer_objectives": {variant: 1.0} if variant in ("distil", "task") else {},
         "answer_steps": 60 if variant in ("distil", "task") else 0,

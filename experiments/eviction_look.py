@@ -113,7 +113,7 @@ def measured(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """(number, answer NLL, exact match, which entries are kept) of every trace."""
     for index in range(len(traces)):
-        batch = stack([padded_trace(traces.load(index), index, c, 0.0, True)])
+        batch = stack([padded_trace(traces.load(index), index, c, np.random.default_rng(index), True)])
         width = round_up(int((batch.tokens >= 0).sum()), WIDTHS)
         batch = batch._replace(tokens=batch.tokens[:, :width], answer=batch.answer[:, :width])
         keep = bench.masks(batch, jax.random.key(index))

@@ -19,8 +19,9 @@ class EvictionConfig:
 
     Traces: `contexts` of each of the `tasks` (by a name of yours; each a task section with its `name`), numbered from
     `first` on, read once with up to `questions` questions; kept in `folder`, or where it is empty in the cache folder,
-    for every run that asks for the same. Contexts are padded to `tokens`, questions with their answers cut to
-    `question_tokens`.
+    for every run that asks for the same. Contexts have at most `tokens`, questions with their answers are cut to
+    `question_tokens`. Stage "traces" looks at `entries` places of a context at a time, drawn anew for every batch (0:
+    all), so that long contexts cost a step no more than short ones; the second stage reads all of it.
 
     The scorer: `heads` "shared" is one network a layer, "own" one for each key-value head, "layer" one that sees all
     heads of a token at once. `width` of its two hidden layers; `kernel`: neighbouring entries that it mixes (odd, 1:
@@ -41,6 +42,7 @@ class EvictionConfig:
     contexts: int = 24
     questions: int = 4
     tokens: int = 512
+    entries: int = 0
     question_tokens: int = 128
     folder: str = ""
     heads: Literal["shared", "own", "layer"] = "layer"
@@ -71,9 +73,10 @@ class EvictionConfig:
             need(known, f"eviction.tasks.{name}", "a section with the name of a task")
         for key in ("contexts", "questions", "tokens", "question_tokens", "width", "batch_size", "answer_batch_size"):
             need(getattr(self, key) > 0, f"eviction.{key}", "above 0")
-        for key in ("first", "answer_steps", "sinks"):
+        for key in ("first", "entries", "answer_steps", "sinks"):
             need(getattr(self, key) >= 0, f"eviction.{key}", "0 or more")
         need(self.kernel > 0 and self.kernel % 2 == 1, "eviction.kernel", "odd, 1 or more")
+        need(not self.entries or self.kernel == 1, "eviction.entries", "0 with eviction.kernel, which mixes neighbours")
         need(self.temperature > 0, "eviction.temperature", "above 0")
         once = set(self.measures) <= set(MEASURES) and len(set(self.measures)) == len(self.measures)
         need(once, "eviction.measures", f"some of {', '.join(MEASURES)}, each once")

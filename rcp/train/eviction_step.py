@@ -78,11 +78,10 @@ def make_eviction_step(
 def score_trace(
     shape: ScorerShape, weights: Params, batch: TraceBatch, frequencies: Float[Array, " half"]
 ) -> Float[Array, "batch layers kv_heads entries"]:
-    """What the policy would give to the entries of whole contexts; see `rcp.eviction.learned`."""
-    entries, heads = batch.k.shape[2:4]
-    slots = jnp.arange(entries, dtype=jnp.int32)
-    position = jnp.broadcast_to(slots[None, :, None], (len(batch.length), entries, heads))
-    valid = position < batch.length[:, None, None]
+    """What the policy would give to the entries; see `rcp.eviction.learned`."""
+    heads = batch.k.shape[3]
+    position = jnp.broadcast_to(batch.position[..., None], (*batch.position.shape, heads))
+    valid = position >= 0
 
     @jax.checkpoint  # a description is ten times its trace
     def of_layer(part: tuple) -> Array:
@@ -105,8 +104,7 @@ def score_trace(
 
 def free_entries(batch: TraceBatch, sinks: int) -> Bool[Array, "batch layers kv_heads entries"]:
     """Entries that scores decide about: those of the context but its sinks."""
-    slots = jnp.arange(batch.useful.shape[-1], dtype=jnp.int32)[None]
-    free = (slots >= sinks) & (slots < batch.length[:, None])
+    free = batch.position >= jnp.int32(sinks)
     return jnp.broadcast_to(free[:, None, None], batch.useful.shape)
 
 

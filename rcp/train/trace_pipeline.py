@@ -14,9 +14,11 @@ from rcp.types import UserError
 
 
 class TraceBatch(NamedTuple):
-    """Contexts padded to one length, each with what its questions made of its entries. Floats are float16.
+    """Contexts, or places drawn from them, padded to one length, with what questions made of the entries. Floats are
+    float16.
 
     Attributes:
+      position: the tokens that the places hold, ascending; -1 at padding. length: tokens of the context.
       measured: `Traces.measured`, and behind them, where the scorer sees the question, how that attends.
       hidden: of width 0 where it is not used.
       useful: attention paid by question and answer: of all questions of a context together, or of the one below.
@@ -26,6 +28,7 @@ class TraceBatch(NamedTuple):
 
     k: Any  # [B, layers, entries, kv_heads, dim]
     v: Any
+    position: Any  # int32 [B, entries]
     length: Any  # int32 [B]
     measured: Any  # [B, layers, measures, kv_heads, entries]
     hidden: Any  # [B, layers, entries, model_dim]
@@ -74,8 +77,8 @@ class TracePipeline(Iterator[TraceBatch]):
         epoch, place = divmod(number, len(self._traces))
         rng = np.random.default_rng([self._seed, epoch])
         index = int(rng.permutation(len(self._traces))[place])
-        asked = np.random.default_rng([self._seed, epoch, index]).random()
-        return padded_trace(self._traces.load(index), index, self._config, asked, self._answers)
+        rng = np.random.default_rng([self._seed, epoch, index])
+        return padded_trace(self._traces.load(index), index, self._config, rng, self._answers)
 
     def get_state(self) -> dict[str, int]:
         return {"batches": self._done}
@@ -85,14 +88,19 @@ class TracePipeline(Iterator[TraceBatch]):
 
 
 def padded_trace(
-    trace: dict[str, np.ndarray], index: int, c: EvictionConfig, asked: float, answers: bool
+    trace: dict[str, np.ndarray], index: int, c: EvictionConfig, rng: np.random.Generator, answers: bool
 ) -> TraceBatch:
-    """One row; `asked` in [0, 1) picks its question."""
-    question = int(asked * len(trace["tokens"]))
-    room = c.tokens - trace["k"].shape[1]
+    """One row; its question, and where a step does not look at all of its places these, are drawn."""
+    question = int(rng.random() * len(trace["tokens"]))
+    length = trace["k"].shape[1]
+    size = c.tokens if answers or not c.entries else c.entries
+    places = np.arange(length)
+    if length > size:
+        places = np.sort(rng.permutation(length)[:size])
 
     def wide(x: np.ndarray, axis: int) -> np.ndarray:
-        return np.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
+        drawn = x if len(places) == length else np.take(x, places, axis)
+        return np.pad(drawn, [(0, size - len(places) if i == axis else 0) for i in range(x.ndim)])
 
     measured = trace["measured"]
     if c.question:
@@ -106,7 +114,8 @@ def padded_trace(
     return TraceBatch(
         k=wide(k, 1),
         v=wide(trace["v"], 1),
-        length=np.int32(k.shape[1]),
+        position=np.pad(places, (0, size - len(places)), constant_values=-1).astype(np.int32),
+        length=np.int32(length),
         measured=wide(measured.swapaxes(0, 1), 3),
         hidden=wide(trace.get("hidden", nothing), 1),
         useful=wide(useful, 2),

@@ -41,9 +41,10 @@ from rcp.nn.cache import KVCache
 from rcp.pretrained import Pretrained
 from rcp.types import Example, Tokenizer, UserError
 
-FORMAT = 2
+FORMAT = 3
 QUESTION_MULTIPLE = 64
-DECIDING = ("questions", "tokens", "question_tokens", "measures", "hidden")
+CONTEXT_MULTIPLE = 256
+DECIDING = ("questions", "question_tokens", "measures", "hidden")
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,12 @@ def encode_asked(
 
 
 def read_trace(graph: Any, params: Any, asked: TracePrompt, c: EvictionConfig) -> dict[str, np.ndarray]:
-    """Reads a context and its questions; see `Traces`. Compiled once for each padded length of questions."""
+    """Reads a context and its questions; see `Traces`. Compiled once for each padded length of both."""
     length = len(asked.context)
-    tokens = np.zeros((1, c.tokens), np.int32)
+    padded = min(c.tokens, round_up(length, CONTEXT_MULTIPLE))
+    tokens = np.zeros((1, padded), np.int32)
     tokens[0, :length] = asked.context
-    valid = np.arange(c.tokens)[None] < length
+    valid = np.arange(padded)[None] < length
     cache, measured, hidden = _read_context(graph, params, tokens, valid, measures=c.measures, hidden=c.hidden)
     rows = len(asked.questions) if len(asked.questions) == 1 else c.questions
     width = round_up(max(len(q) + len(a) for q, a in asked.questions), QUESTION_MULTIPLE)

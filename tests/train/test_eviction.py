@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from rcp.config import Config
+from rcp.config_eviction import EvictionConfig
 from rcp.config_file import from_dict
 from rcp.eviction import prompt as eviction_prompt
 from rcp.eviction.compaction import candidates
@@ -23,7 +25,7 @@ from rcp.pretrained import Pretrained
 from rcp.train.eviction_stages import eviction_stages
 from rcp.train.eviction_step import score_trace
 from rcp.train.loop import restore, run
-from rcp.train.trace_pipeline import TracePipeline, padded_trace, stack
+from rcp.train.trace_pipeline import TraceBatch, TracePipeline, padded_trace, stack
 from rcp.train.traces import Traces
 from rcp.types import UserError
 from tests.eviction.small import KV_HEADS, LAYERS, VOCABULARY, small_model
@@ -116,7 +118,7 @@ def test_the_policy_scores_as_training_did(trained):
     loaded = small()
     c = config.eviction
     traces = Traces(c, loaded)
-    batch = stack([padded_trace(traces.load(i), i, c, 0.0, False) for i in range(2)])
+    batch = whole(traces, c)
     policy = load_eviction(workdir, loaded).policy
     state, _ = restore(eviction_stages(config, loaded), config, workdir)
     shape = policy.shape  # pyright: ignore
@@ -134,6 +136,41 @@ def test_the_policy_scores_as_training_did(trained):
 
     there = np.broadcast_to(valid[:, None, None], found.shape)
     np.testing.assert_allclose(np.asarray(found)[there], np.asarray(direct(tokens, valid))[there], atol=0.05)
+
+
+def whole(traces: Traces, c: EvictionConfig) -> TraceBatch:
+    return stack([padded_trace(traces.load(i), i, c, np.random.default_rng(i), False) for i in range(2)])
+
+
+def test_drawn_places_are_scored_as_in_the_whole_context(trained):
+    """Less than the context is drawn, and a context that is not longer is taken whole."""
+    config, workdir, _, _ = trained
+    loaded = small()
+    c = config.eviction
+    traces = Traces(c, loaded)
+    policy = load_eviction(workdir, loaded).policy
+    score = jax.jit(partial(score_trace, policy.shape))  # pyright: ignore[reportAttributeAccessIssue]
+    weights = policy.weights.tree  # pyright: ignore[reportAttributeAccessIssue]
+    every = whole(traces, c)
+    found = score(weights, every, loaded.model.frequencies())
+    for size in (32, 90):
+        some = whole(traces, replace(c, entries=size))
+        drawn = score(weights, some, loaded.model.frequencies())
+        for row, length in enumerate(every.length):
+            places = some.position[row][some.position[row] >= 0]
+            assert len(places) == min(size, length) == len(set(places.tolist())) and places.max() < length
+            np.testing.assert_allclose(drawn[row][..., : len(places)], found[row][..., places], atol=1e-5)
+            np.testing.assert_array_equal(some.useful[row][..., : len(places)], every.useful[row][..., places])
+
+
+def test_a_run_on_drawn_places_goes_through(tmp_path):
+    """The second stage, which reads the cache, sees all of it."""
+    config = config_of(tmp_path / "traces", entries=24)
+    stages = eviction_stages(config, small())
+    assert [next(stage.make_pipeline()).k.shape[2] for stage in stages] == [24, 96]
+    result = run(stages[:1], replace(config, train=replace(config.train, steps=2)), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result.finished and all(np.isfinite(row["loss"]) for row in rows)
 
 
 def test_the_stream_goes_on_where_it_was(trained):
@@ -155,6 +192,7 @@ def test_the_stream_goes_on_where_it_was(trained):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"entries": 8, "kernel": 3}, "eviction.entries should be 0 with eviction.kernel"),
         ({"kernel": 2}, "eviction.kernel should be odd"),
         ({"objectives": {"distil": 1.0}}, "eviction.objectives should be weights of one or more of golden, ranking"),
         ({"measures": ["kvzip"]}, "eviction.measures should be some of"),
