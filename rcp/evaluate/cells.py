@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from rcp.evaluate.results import Results, Shown
+from rcp.evaluate.results import Results, Sent, Shown
 from rcp.types import Batch
 
 FORMAT = 1
 ROWS = ("index", "group", "context", "answer_tokens", "kept", "nll_sum", "em")
-OPTIONAL = ("asked", "bytes")
+OPTIONAL = ("asked", "bytes", "unmended", "sent")
 SECONDS = ("prune_seconds", "model_seconds")
 
 
@@ -33,7 +33,8 @@ class Piece:
 
     `nll_sum`: over the answer's tokens, as the reader gave it. `keep`: the mask bool [n, tokens], or None where it is
     not shown. The seconds are those of the whole batch. Of pruned caches `context` and `kept` count entries, `asked` is
-    how many were asked for and `bytes` what the arrays take that hold what was kept; else those are None.
+    how many were asked for and `bytes` what the arrays take that hold what was kept; of prompts that went out as text
+    `asked`, `unmended` and `sent` are those of `rcp.evaluate.results.Sent`; else these are None.
     """
 
     index: np.ndarray
@@ -48,6 +49,8 @@ class Piece:
     model_seconds: float
     asked: np.ndarray | None = None
     bytes: np.ndarray | None = None
+    unmended: np.ndarray | None = None
+    sent: np.ndarray | None = None
 
     @property
     def nll(self) -> np.ndarray:
@@ -214,4 +217,11 @@ def gather(
         compiles=compiles,
         groups=tuple(groups),
         shown=tuple(shown),
+        sent=tuple(_sent(pieces) for pieces in columns.values()),
     )
+
+
+def _sent(pieces: Sequence[Piece]) -> Sent | None:
+    """Of all rows; None where some went out as no text."""
+    found = [[getattr(piece, name) for piece in pieces] for name in Sent._fields]
+    return None if any(part is None for parts in found for part in parts) else Sent(*map(np.concatenate, found))

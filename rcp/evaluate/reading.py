@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rcp.evaluate.budgets import Budget
+from rcp.evaluate.results import Sent
 from rcp.nn.pruner import Cut, Granularity
 from rcp.policies import Policy
 from rcp.types import Batch
@@ -37,6 +38,15 @@ class Judge(NamedTuple):
     correct: Callable[[Any, Batch], np.ndarray]
 
 
+class Picked(NamedTuple):
+    """The keep mask bool [batch, tokens], the context tokens kept int [batch], the compacted prompts, their text."""
+
+    keep: np.ndarray
+    kept: np.ndarray
+    short: Batch
+    sent: Sent
+
+
 class HostReader(Protocol):
     """A reader that is no function of arrays: it runs on the host and is called as it is (`rcp.evaluate.outside`)."""
 
@@ -50,7 +60,7 @@ class HostReader(Protocol):
         *,
         granularity: Granularity,
         cut: Cut,
-    ) -> tuple[Any, Any, Batch]:
+    ) -> Picked:
         """As `rcp.evaluate.sweep` does, for a policy that may spend `spend` tokens of each prompt."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Results:
       compiles: how many times the reader was compiled.
       groups: names of the group numbers.
       shown: the first examples with what each setting kept, for the page.
+      sent: [R], tokens of the texts that were sent; None where prompts did not go out as text.
     """
 
     settings: tuple[tuple[str, float], ...]
@@ -43,6 +44,7 @@ class Results:
     compiles: int = 0
     groups: tuple[str, ...] = ("",)
     shown: tuple[Shown, ...] = ()
+    sent: tuple[Sent | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,28 @@ class Shown:
     tokens: np.ndarray
     role: np.ndarray
     keep: np.ndarray
+
+
+class Sent(NamedTuple):
+    """Of prompts that go out as text, int [prompts]: the context tokens asked for; how many the text of just as many of
+    the pruner's tokens has; how many the text that is sent has."""
+
+    asked: np.ndarray
+    unmended: np.ndarray
+    sent: np.ndarray
+
+    def summary(self) -> dict[str, Any]:
+        """Means and shares of prompts, fit for json. Over: more tokens than asked for."""
+        asked, unmended, sent = self
+        return {
+            "n": len(asked),
+            "asked": float(asked.mean()),
+            "unmended": float(unmended.mean()),
+            "unmended_over": float(np.mean(unmended > asked)),
+            "sent": float(sent.mean()),
+            "sent_over": float(np.mean(sent > asked)),
+            "sent_exactly": float(np.mean(sent == asked)),
+        }
 
 
 def real_rows(batches: Sequence[Batch], values: Sequence[Any]) -> np.ndarray:

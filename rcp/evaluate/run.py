@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -195,6 +196,16 @@ def measure(
     return replace(results, how=str(decoding)) if results.decoded else results
 
 
+def _write_sent(path: Path, results: Results) -> None:
+    """What was asked for and sent as text, one object a setting."""
+    found = [
+        {"method": method, "keep_rate_asked": rate, **sent.summary()}
+        for (method, rate), sent in zip(results.settings, results.sent)
+        if sent is not None
+    ]
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
     """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
 
@@ -225,7 +236,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
     results = measure(subject, batches, examples, policies, cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
     if host is not None:
-        host.write(folder / "sent.json")
+        _write_sent(folder / "sent.json", results)
         print(f"the report is in {folder} ({host.client.sent} requests sent)")
         return rows
     times = "once for all settings" if results.compiles else "not at all: every number was there"

@@ -132,6 +132,7 @@ class _Bench:
         self.lengths = shared_lengths(np.concatenate(list(self._needed.values())), batches[0].tokens.shape[1])
         self.compiles: dict[str, int] = {}
         self._compiled: dict[tuple, Any] = {}
+        self._picked: set[Granularity] = set()  # at which the host reader has compiled what it needs
         self._memo: dict[tuple[int, int, bytes], tuple[Any, np.ndarray, float]] = {}
 
     def shows(self, number: int) -> bool:
@@ -176,14 +177,22 @@ class _Bench:
         """One batch at one budget; `scoring`: the seconds that the scores took."""
         batch, real = self.batches[number], self.real[number]
         spend = policy.spend(batch, budget.of(batch))
-        pruned = partial(_prune, self.lengths[-1], granularity, self.cut)
-        select = self._compile(("prune", granularity), pruned, scores, batch, spend)
-        start = time.perf_counter()
-        keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
-        pruning = time.perf_counter() - start
-        if self.reader.host is not None:
-            pick = self.reader.host.prune
-            keep, kept, short = pick(policy, budget, scores, batch, spend, granularity=granularity, cut=self.cut)
+        text: dict[str, np.ndarray] = {}
+        if self.reader.host is None:
+            pruned = partial(_prune, self.lengths[-1], granularity, self.cut)
+            select = self._compile(("prune", granularity), pruned, scores, batch, spend)
+            start = time.perf_counter()
+            keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
+            pruning = time.perf_counter() - start
+        else:
+            pick = partial(self.reader.host.prune, policy, budget, scores, batch, spend)
+            if granularity not in self._picked:
+                pick(granularity=granularity, cut=self.cut)
+                self._picked.add(granularity)
+            start = time.perf_counter()
+            keep, kept, short, sent = pick(granularity=granularity, cut=self.cut)
+            pruning = time.perf_counter() - start
+            text = {name: values[real] for name, values in sent._asdict().items()}
         length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
         reading, correct, seconds = self._read(number, short, length)
         return Piece(
@@ -197,6 +206,7 @@ class _Bench:
             keep=np.asarray(keep)[real] if self.shows(number) else None,
             prune_seconds=scoring + pruning,
             model_seconds=seconds,
+            **text,
         )
 
     def _needs(self, policy: Policy, budget: Budget) -> np.ndarray:

@@ -263,6 +263,9 @@ def _run_stage(
                 if not saving:
                     _raise(stage.failure())
                     report.add(done, metrics, counted)
+    except UserError:  # steps that are not finite, say: what made them so goes first
+        _raise(stage.failure())
+        raise
     finally:
         checkpoints.close()
     return Result(done >= stage.steps, stage.name, done, final, None if done >= stage.steps else stop.signal)

@@ -83,14 +83,17 @@ def test_from_the_command_line_to_the_report(url: str, workdir: Path, capsys: py
     np.testing.assert_array_equal(results.kept[results.settings.index(("ours", 0.25))], 8)
     for row in json.loads((workdir / "eval_endpoint" / "sent.json").read_text()):
         assert (row["n"], row["sent_exactly"]) == (12, 1.0), row
-    # Stopped and begun again: nothing is asked twice, whatever of the findings is lost.
+    # Stopped and begun again: nothing is asked twice, whatever of the findings is lost, and all of it is counted.
     shutil.rmtree(workdir / "eval_endpoint" / "cells")
     lines = (workdir / "eval_endpoint" / "requests.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == sent
     (workdir / "eval_endpoint" / "requests.jsonl").write_text("".join(lines[: sent // 2]))
     assert main(command) == 0
     assert count(url) - before == sent + (sent - sent // 2)
+    (workdir / "eval_endpoint" / "sent.json").unlink()
     assert values(workdir, "em") == em and main(command) == 0
+    for row in json.loads((workdir / "eval_endpoint" / "sent.json").read_text()):
+        assert (row["n"], row["sent_exactly"]) == (12, 1.0), row
     assert count(url) - before == sent + (sent - sent // 2)
 
 
@@ -153,7 +156,6 @@ def test_the_budget_is_met_in_the_text_that_is_sent(granularity: str) -> None:
     task, tokenizer = Facts(segments=3), Bytes()
     encoded = EncodedTask(task, tokenizer, "test", 4, lengths=(256,), max_segments=3)
     batch = collate([encoded[i] for i in range(4)], 256, 3, 4)
-    batch.weight[3] = 0
     outside = Outside(
         Client(EndpointConfig(base_url="http://127.0.0.1:9")), Texts(encoded, tokenizer), task.check, Decoding(4)
     )
@@ -161,13 +163,14 @@ def test_the_budget_is_met_in_the_text_that_is_sent(granularity: str) -> None:
     scores = Scores(*(rng.normal(size=shape).astype(np.float32) for shape in (batch.tokens.shape, (4, 3))))
     budget, rest = Budget(0.4), {"granularity": granularity, "cut": "end"}
     spend = np.asarray(budget.of(batch))
-    keep, kept, short = outside.prune(First(), budget, scores, batch, spend, **rest)  # pyright: ignore
-    found = outside.counts["first", 0.4].summary()
-    assert (found["n"], found["sent_exactly"], found["sent_over"]) == (3, 1.0, 0.0)
+    keep, kept, short, sent = outside.prune(First(), budget, scores, batch, spend, **rest)  # pyright: ignore
+    found = sent.summary()
+    assert (found["n"], found["sent_exactly"], found["sent_over"]) == (4, 1.0, 0.0)
     assert granularity == "segment" or found["unmended_over"] > 0, "it is needed here"
     np.testing.assert_array_equal(kept, (keep & (batch.role == Role.CONTEXT)).sum(axis=1))
-    for sent, tokens, example in zip(outside.texts.of(short), spend, encoded.examples):
-        assert len(tokenizer.encode(sent.context)) == tokens
-        assert (sent.instruction, sent.question) == (example.instruction, example.question)
-    outside.prune(Full(), Budget(1.0), scores, batch, (batch.role == Role.CONTEXT).sum(axis=1), **rest)  # pyright: ignore
-    assert outside.counts["full", 1.0].sent == [len(tokenizer.encode("".join(e.context))) for e in encoded.examples][:3]
+    for text, tokens, example in zip(outside.texts.of(short), spend, encoded.examples):
+        assert len(tokenizer.encode(text.context)) == tokens
+        assert (text.instruction, text.question) == (example.instruction, example.question)
+    everything = (batch.role == Role.CONTEXT).sum(axis=1)
+    whole = outside.prune(Full(), Budget(1.0), scores, batch, everything, **rest)  # pyright: ignore
+    assert whole.sent.sent.tolist() == [len(tokenizer.encode("".join(e.context))) for e in encoded.examples]

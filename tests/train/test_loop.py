@@ -187,6 +187,16 @@ def test_a_nan_now_and_then_is_survived_and_many_stop_the_run(tmp_path):
     assert rows[-1]["loss"] is None
 
 
+def test_what_failed_outside_is_named_before_the_numbers_that_it_spoiled(tmp_path):
+    """Though it becomes known no earlier than they do."""
+    away = UserError("the server is away")
+    stages = [
+        replace(stage, failure=lambda: away if sys.exception() else None) for stage in toy_stages(poison=(4, 5, 6))
+    ]
+    with pytest.raises(UserError, match="the server is away"):
+        run(stages, one_device(), tmp_path)
+
+
 def test_evaluation_before_training_says_so(tmp_path):
     with pytest.raises(UserError, match=r"holds no trained pruner yet: run rcp train"):
         restore(toy_stages(), one_device(), tmp_path)
