@@ -96,7 +96,7 @@ def read(
         scores = interaction_scores(own.q, shows, each["gates"]["beta"])
         left = survival(jnp.ones(valid.shape, jnp.float32), scores, None, start=slots, queries=there)
         grouped = p.q.reshape(*p.q.shape[:2], p.k.shape[2], -1, p.q.shape[-1])
-        mixed = attend_block(grouped, (k, v, valid, left), None, jnp.int32(slots)).reshape(p.q.shape)
+        mixed = attend_block(grouped, (k, v, valid, left), (), jnp.int32(slots)).reshape(p.q.shape)
         seen = (left > 0) & valid[:, None] & earlier(left.shape[1:], slots)
         keep = (left[:, -1] > 0) & valid
         out = (p.k, p.v, own.k, keep[:, :slots], keep[:, slots:], jnp.sum(seen, axis=-1, dtype=jnp.int32))

@@ -13,19 +13,21 @@ positive sum).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rcp.nn.fused import fused_attention, implementation_for
+from rcp.nn.fused import fused_attention, implementation_for, one_device
 from rcp.nn.layout import first_tokens
 
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
 BLOCK = 128  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
+APART = 1 << 19  # scores in one array beyond which a CPU attends to one head of one example at a time
 MAX_GROUPS = 8  # static key lengths compiled; within a group blocks are mapped over
 MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
 
@@ -54,6 +56,7 @@ def attention(
     keep: Float[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None,
     past: Past | tuple[Past, ...] | None = None,
     block: int | None = None,
+    apart: bool | None = None,
 ) -> Float[Array, "batch tokens heads dim"]:
     """Attention of each token to itself, to earlier valid tokens as far as kept, and to all of `past`.
 
@@ -70,6 +73,8 @@ def attention(
       keep: in [0, 1]; boolean or None where no gradient to it is wanted.
       past: cached keys and values that come before every token here; in several parts, if need be.
       block: queries a block; None chooses (all at once up to `DENSE_LIMIT`).
+      apart: whether examples and their key-value heads are attended one after another, which takes a CPU half the time
+        where only then a block's scores fit its cache; None chooses. Where gradients are asked for they never are.
     """
     if valid is not None and lengths is not None:
         raise ValueError("give either valid or lengths")
@@ -83,13 +88,47 @@ def attention(
     if keep is not None and keep.dtype == jnp.bool_:
         valid, keep = (keep if valid is None else valid & keep), None
     q = q.reshape(batch, tokens, k.shape[2], heads // k.shape[2], dim)
+    past = (past,) if isinstance(past, Past) else past or ()
+    if apart is None:
+        keys = tokens + sum(part.k.shape[1] for part in past)
+        many = tokens >= BLOCK and batch * heads * BLOCK * keys > APART
+        apart = many and jax.default_backend() == "cpu" and one_device()
     if block is None:
-        block = tokens if tokens <= DENSE_LIMIT else BLOCK
-    if block >= tokens:
-        out = attend_block(q, (k, v, valid, keep), past, jnp.int32(0))
-    else:
-        out = _attend_in_blocks(q, k, v, valid, keep, past, block)
-    return out.reshape(batch, tokens, heads, dim)
+        block = tokens if tokens <= DENSE_LIMIT and not apart else BLOCK
+    attend: Any = _attend_apart if apart else _attend
+    return attend(block, q, k, v, valid, keep, past).reshape(batch, tokens, heads, dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_apart(block: int, q, k, v, valid, keep, past: tuple[Past, ...]):
+    """As `_attend`, one example after the other, one key-value head after the other; no faster with a gradient."""
+
+    def of_example(item):
+        q, k, v, valid, keep, past = jax.tree.map(lambda x: x[None], item)
+        lengths = tuple(jnp.broadcast_to(part.length.reshape(1, -1), (1, k.shape[2])).T for part in past)
+        others = tuple(part._replace(length=None) for part in past)
+
+        def of_head(item):
+            lengths, *rest = item
+            q, k, v, past = jax.tree.map(lambda x: jnp.expand_dims(x, 2), tuple(rest))
+            past = tuple(part._replace(length=length) for part, length in zip(past, lengths))
+            return _attend(block, q, k, v, valid, keep, past)[:, :, 0]
+
+        heads = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (q, k, v, others))
+        return jnp.moveaxis(lax.map(of_head, (lengths, *heads)), 0, 2)[0]
+
+    return lax.map(of_example, (q, k, v, valid, keep, past))
+
+
+_attend_apart.defvjp(
+    lambda block, *operands: jax.vjp(partial(_attend, block), *operands), lambda block, back, slope: back(slope)
+)
+
+
+def _attend(block: int, q, k, v, valid, keep, past: tuple[Past, ...]):
+    if block >= q.shape[1]:
+        return attend_block(q, (k, v, valid, keep), past, jnp.int32(0))
+    return _attend_in_blocks(q, k, v, valid, keep, past, block)
 
 
 def _attend_in_blocks(q, k, v, valid, keep, past, block):
@@ -135,7 +174,7 @@ def query_key_scores(q: Array, k: Array) -> Array:
     return scores.reshape(batch, heads, group, queries, k.shape[1]) * dim**-0.5
 
 
-def attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
+def attend_block(q, seen, past: tuple[Past, ...], start):
     """Dense attention of the queries `start ..` [batch, queries, kv_heads, group, dim] to all keys given.
 
     `seen`: (k, v, valid or None, keep or None) as in `attention`; keep may also be one a query, [batch, queries, keys].
@@ -159,7 +198,7 @@ def attend_block(q, seen, past: Past | tuple[Past, ...] | None, start):
         scores = lax.optimization_barrier(jnp.where(allowed[:, None, None], scores, -jnp.inf))
         top = jnp.max(scores, axis=-1, keepdims=True)
     earlier = []
-    for part in (past,) if isinstance(past, Past) else past or ():
+    for part in past:
         part_scores, part_keep = _past_scores(q, part)
         part_counted = part_scores if part_keep is None else jnp.where(part_keep > 0, part_scores, -jnp.inf)
         top = jnp.maximum(top, jnp.max(part_counted, axis=-1, keepdims=True))

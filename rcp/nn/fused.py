@@ -33,9 +33,13 @@ def implementation_for(q: Float[Array, "batch tokens heads dim"]) -> Implementat
     backend = jax.default_backend()
     if backend == "gpu":
         return "cudnn"
-    one_device = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
     whole_blocks = q.shape[1] % PALLAS_BLOCK == 0
-    return "pallas" if backend == "tpu" and q.dtype == jnp.bfloat16 and whole_blocks and one_device else None
+    return "pallas" if backend == "tpu" and q.dtype == jnp.bfloat16 and whole_blocks and one_device() else None
+
+
+def one_device() -> bool:
+    """Whether what is traced is known to run on one device, so that no axis of it is split by the compiler."""
+    return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def fused_attention(

@@ -89,7 +89,7 @@ def gated_attention(
     def attend(start: int, end: int, q: Array, asks: Array, k: Array, v: Array, shows: Array, alive: Array):
         scores = interaction_scores(asks, shows, gates["beta"])
         left = survival(alive, scores, alpha, start=start, queries=there[:, start:end])
-        mixed = attend_block(q, (k, v, None if valid is None else valid[:, :end], left), None, jnp.int32(start))
+        mixed = attend_block(q, (k, v, None if valid is None else valid[:, :end], left), (), jnp.int32(start))
         counted = earlier(scores.shape[1:], start) & asking[:, start:end, None]
         return mixed, left[:, -1], jnp.sum(jnp.where(counted, left, 0.0), axis=(1, 2))
 

@@ -8,7 +8,7 @@ import pytest
 from rcp.nn import attention as room
 from rcp.nn.attention import Past
 
-attention = jax.jit(room.attention, static_argnames="block")
+attention = jax.jit(room.attention, static_argnames=("block", "apart"))
 B, T, H, KV, D = 2, 12, 4, 2, 8
 
 
@@ -35,12 +35,13 @@ def weights(keep=None, valid=None):
     return causal
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("block", [None, 5])
-def test_equals_the_formula(qkv, block):
+def test_equals_the_formula(qkv, block, apart):
     keep = jax.random.uniform(jax.random.key(1), (B, T)).at[0, 3].set(0.0)
     valid = jnp.arange(T)[None, :] < jnp.array([T, 9])[:, None]
     for options in ({}, {"keep": keep}, {"valid": valid}, {"keep": keep, "valid": valid}, {"keep": keep > 0.5}):
-        out = attention(*qkv, **options, block=block)
+        out = attention(*qkv, **options, block=block, apart=apart)
         np.testing.assert_allclose(out, dense(*qkv, weights(**options)), atol=2e-6, err_msg=str(options.keys()))
 
 
@@ -96,7 +97,8 @@ def test_past_is_seen_by_all_up_to_its_length(qkv):
     np.testing.assert_allclose(attention(q[:, cut:], k[:, cut:], v[:, cut:], past=past), whole[:, cut:], atol=1e-6)
 
 
-def test_past_in_parts_with_lengths_of_each_head(qkv):
+@pytest.mark.parametrize("apart", [False, True])
+def test_past_in_parts_with_lengths_of_each_head(qkv, apart):
     """Against the formula: one part with a length and keep values a head, one with a length an example."""
     q, k, v = qkv
     cut, rng = 7, np.random.default_rng(0)
@@ -106,7 +108,7 @@ def test_past_in_parts_with_lengths_of_each_head(qkv):
         Past(k[:, :4], v[:, :4], by_head, jnp.asarray(keep, jnp.float32)),
         Past(k[:, 4:cut], v[:, 4:cut], by_example),
     )
-    out = attention(q[:, cut:], k[:, cut:], v[:, cut:], past=past)
+    out = attention(q[:, cut:], k[:, cut:], v[:, cut:], past=past, apart=apart)
     weight = np.tril(np.ones((T, T)))[None, None].repeat(B, 0).repeat(KV, 1)  # [B, KV, queries, keys]
     there = np.arange(4)[None, None] < np.asarray(by_head)[:, :, None]
     weight[..., :4] *= (there * np.swapaxes(keep, 1, 2))[:, :, None]
@@ -130,6 +132,24 @@ def test_dropped_entries_of_the_past_tell_what_they_would_bring(qkv):
     to_k, to_v, to_keep = jax.grad(loss, argnums=(0, 1, 2))(k, v, keep)
     assert not np.any(to_k[:, 1]) and not np.any(to_v[:, 1])
     assert jnp.isfinite(to_keep).all() and (to_keep[:, 1] != 0).all()
+
+
+def test_heads_attended_apart_have_the_gradients_of_all_together(qkv):
+    """Of keys in int8 too, and of keep values here and in the past."""
+    q, k, v = qkv
+    rng = np.random.default_rng(0)
+    keep, of_past = jnp.asarray(rng.random((B, T))), jnp.asarray(rng.random((B, 3, KV)))
+    whole = [jnp.asarray(rng.integers(-127, 128, (B, 3, KV, D)), jnp.int8) for _ in range(2)]
+    scales = tuple(jnp.asarray(rng.random((B, 3, KV)) / 64) for _ in range(2))
+
+    def loss(apart, q, k, v, keep, of_past, scales):
+        past = (Past(k[:, :4], v[:, :4], jnp.array([4, 2]), None), Past(*whole, jnp.array([2, 3]), of_past, scales))
+        return jnp.square(attention(q, k, v, keep=keep, past=past, apart=apart)).sum()
+
+    given = (q, k, v, keep, of_past, scales)
+    found, expected = (jax.value_and_grad(loss, argnums=range(1, 7))(apart, *given) for apart in (True, False))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_long_inputs_are_blocked():
