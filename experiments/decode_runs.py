@@ -14,7 +14,7 @@ from flax import nnx
 
 from rcp.eviction import EvictionPolicy
 from rcp.eviction.compaction import stepped
-from rcp.eviction.prompt import CHUNK, Eviction
+from rcp.eviction.prompt import Eviction
 from rcp.infer import programs
 from rcp.infer.generate import prefill
 from rcp.nn.cache import as_context
@@ -69,7 +69,7 @@ class Ours:
         policy: EvictionPolicy,
         rates: Sequence[float],
         new: int,
-        chunk=CHUNK,
+        chunk: int | None = None,
     ):
         self._weights, self.rates, self._policy = weights, tuple(rates), policy
         self._tokens = jnp.asarray(ids, jnp.int32)

@@ -26,6 +26,7 @@ from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
 
 CHUNK = 256
+LONG = 2048  # tokens from which chunks are twice as long: fewer, and better used, passes over the weights
 GROUPS = 8
 
 
@@ -75,17 +76,20 @@ def read_prompt(
     valid: Bool[Array, "batch tokens"] | None = None,
     question: Bool[Array, "batch tokens"] | None = None,
     needs: Needs | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     repeat: Repeat | None = None,
 ) -> ReadPrompt:
     """Reads prompts, padded at either end, in chunks of a static length.
 
     Args:
       needs: what to gather; nothing where None.
+      chunk: tokens of a chunk; None: `CHUNK`, or twice as many from `LONG` tokens on.
       repeat: how the prompt is repeated, where `needs.reconstruction`.
     """
     needs = Needs() if needs is None else needs
     batch, width = tokens.shape
+    if chunk is None:
+        chunk = CHUNK if width < LONG else 2 * CHUNK
     chunk = min(chunk, width)
     chunks = -(-width // chunk)
     there = jnp.ones(tokens.shape, bool) if valid is None else valid

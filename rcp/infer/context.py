@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 
 from rcp.eviction.base import Needs, Statistics
 from rcp.eviction.compaction import stepped
-from rcp.eviction.prompt import CHUNK, Eviction, ReadPrompt
+from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.eviction.reconstruction import Repeat
 from rcp.infer import programs
 from rcp.infer.generate import Generated
@@ -66,6 +66,7 @@ class ContextModel:
 
     Args:
       repeat: see `rcp.eviction.reconstruction`; for policies that read the prompt twice.
+      chunk: as in `rcp.eviction.prompt.read_prompt`.
       needs: what is gathered in reading; None: what its own policy needs.
       runs: at most so many runs of layers may differ in capacity.
       int8: what is kept is rounded to 8 bits; tokens read behind it are not.
@@ -79,7 +80,7 @@ class ContextModel:
         *,
         repeat: Repeat | None = None,
         needs: Needs | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         multiple: int = 64,
         runs: int = 4,
         int8: bool = False,

@@ -27,8 +27,8 @@ from rcp.nn.layout import first_tokens
 DENSE_LIMIT = 256  # longest sequence whose scores stand in one array; beyond it small blocks are also faster on CPU
 BLOCK = 128  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
-APART = 1 << 19  # scores in one array beyond which a CPU attends to one head of one example at a time
-MAX_GROUPS = 8  # static key lengths compiled; within a group blocks are mapped over
+APART = 1 << 20  # scores in one array beyond which a CPU attends to one head of one example at a time
+MAX_GROUPS = 16  # static key lengths compiled; within a group blocks are mapped over
 MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
 
 
