@@ -98,4 +98,4 @@ def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
 
 
 def _count(batch: TraceBatch) -> int:
-    return int(np.sum(batch.length))
+    return int(np.sum(batch.position >= 0))
