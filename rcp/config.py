@@ -89,13 +89,13 @@ class ReaderStageConfig:
 @dataclass(frozen=True)
 class ScorerSection:
     """`layer`: how many of the frozen model's layers all scorers but "standalone" read through. `budget`: whether the
-    scorer is told how much may be kept. `apart`: of "pooled" alone, whether each piece is read by itself, so that the
-    states of a pool's examples are computed once. `question`: false hides the question from the scorer. `positions`,
-    `padding`: of "cot_influx" alone, what each segment is padded to, and whether padded positions count in the mean of
-    a segment's logits.
+    scorer is told how much may be kept. `apart`: of "pooled" and "linear", whether each piece is read by itself, so
+    that the states of a pool's examples are computed once. `question`: false hides the question from the scorer.
+    `positions`, `padding`: of "cot_influx" alone, what each segment is padded to, and whether padded positions count in
+    the mean of a segment's logits.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone", "cot_influx", "llmlingua2"] = "hidden"
+    kind: Literal["hidden", "mlp", "pooled", "linear", "standalone", "cot_influx", "llmlingua2"] = "hidden"
     layer: int = 1
     width: int = 128
     depth: int = 1
@@ -256,8 +256,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`keep`: how many checkpoints are kept. `prepare`: compute the keep-labels and what a "pooled" scorer reads, once,
-    for all of `data.train_examples`, in a stage before the others; the model must be frozen.
+    """`keep`: how many checkpoints are kept. `prepare`: compute the keep-labels and what a "pooled" or "linear" scorer
+    reads, once, for all of `data.train_examples`, in a stage before the others; the model must be frozen.
     """
 
     steps: int = 1000

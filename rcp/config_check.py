@@ -94,7 +94,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     )
     told = config.scorer.kind == "cot_influx" and config.scorer.budget
     need(not told, "scorer.budget", 'false with the kind "cot_influx", which knows no budget')
-    need(config.scorer.kind == "pooled" or not config.scorer.apart, "scorer.apart", 'false but for the kind "pooled"')
+    pooled = config.scorer.kind in ("pooled", "linear")
+    need(pooled or not config.scorer.apart, "scorer.apart", 'false but for the kinds "pooled" and "linear"')
     if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)

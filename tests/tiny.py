@@ -76,7 +76,8 @@ def tiny_scorer(
     """A random scorer whose scores are of order 1, so that subsets are not all alike."""
     inputs = VOCABULARY if kind == "standalone" else 16
     scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget, apart), nnx.Rngs(seed))  # pyright: ignore
-    for name in ("token_head", "segment_head"):
+    last = ("into", "size", "alike", "budget") if kind == "linear" else ("token_head", "segment_head")
+    for name in last:
         if (head := getattr(scorer, name, None)) is not None:
-            head[...] = head[...] * 30
+            head[...] = head[...] * (100 if kind == "linear" else 30)
     return scorer

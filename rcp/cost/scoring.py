@@ -13,7 +13,7 @@ from rcp.config import ScorerSection
 from rcp.cost.work import FLOAT32, NOTHING, OPERATIONS_A_SCORE, SINGLE, Stored, Work, forward
 from rcp.nn.match import BLOCK, DENSE_LIMIT, MATCH_DIM
 from rcp.nn.parameters import TransformerConfig
-from rcp.nn.scorer import MAX_OFFSET
+from rcp.nn.scorer import MAX_OFFSET, POOLED
 from rcp.types import Role, UserError
 
 
@@ -47,7 +47,7 @@ def features(
     batch: int = 1,
     stored: Stored = SINGLE,
 ) -> Work:
-    """What the scorer reads of the model. "cot_influx", and "pooled" with `apart`, read each segment by itself, the
+    """What the scorer reads of the model. "cot_influx", and `POOLED` with `apart`, read each segment by itself, the
     weights once for each, none known from a prompt before (`rcp.nn.sight`).
     """
     if scorer.kind == "standalone":
@@ -57,7 +57,7 @@ def features(
         length = length if scorer.apart else min(length, scorer.positions)
         return forward(shape, length, batch=batch, layers=scorer.layer, stored=stored) * segments
     work = forward(shape, tokens, batch=batch, layers=scorer.layer, stored=stored)
-    if scorer.kind == "pooled":  # a segment's mean is a product with the matrix of memberships
+    if scorer.kind in POOLED:  # a segment's mean is a product with the matrix of memberships
         work = work + Work(2 * batch * tokens * segments * shape.d_model, 0, 0)
     return work
 
@@ -65,12 +65,12 @@ def features(
 def network(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int, *, batch: int = 1) -> Work:
     """The scorer's own network, in float32."""
     products, scores = _PRODUCTS[scorer.kind](shape, scorer, tokens, segments)
-    rows = batch * (segments if scorer.kind == "pooled" else tokens)
+    rows = batch * (segments if scorer.kind in POOLED else tokens)
     inputs = scorer.width if scorer.kind == "standalone" else shape.d_model
     weights = scorer_parameters(shape, scorer)
     if scorer.kind == "standalone":  # of its embedding only the rows of the prompt
         weights += (batch * tokens - shape.vocab_size) * scorer.width
-    deep = 0 if scorer.kind in ("mlp", "pooled", "cot_influx") else scorer.depth
+    deep = 0 if scorer.kind in ("mlp", *POOLED, "cot_influx") else scorer.depth
     moved = weights + rows * (inputs + scorer.width * (2 + 12 * deep))
     return Work(batch * products, batch * OPERATIONS_A_SCORE * scores, moved * FLOAT32)
 
@@ -83,6 +83,8 @@ def scorer_parameters(shape: TransformerConfig, scorer: ScorerSection) -> int:
         return 2 * (2 * n + n * w + w + 2 * w + 2 * w + 2)
     if scorer.kind == "mlp":
         return 3 * n * w + w * w + 2 * w + budget
+    if scorer.kind == "linear":
+        return n + 2 + 2 * scorer.budget
     if scorer.kind == "pooled":
         return 2 * n * w + 2 * w * w + w * w + w + w + budget
     if scorer.kind == "llmlingua2":
@@ -125,6 +127,10 @@ def _pooled(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segmen
     return 2 * segments * (d * w + w + 2 * w * w + w * w + w) + 2 * d * w + _share(scorer), 0
 
 
+def _linear(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int) -> tuple[int, int]:
+    return 2 * segments * (shape.d_model + 1) + 4 * scorer.budget, 0
+
+
 def _encoder(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int) -> tuple[int, int]:
     w, pairs = scorer.width, _pairs(tokens)
     block = 2 * tokens * 12 * w * w + 4 * pairs * w
@@ -148,6 +154,7 @@ _PRODUCTS = {
     "standalone": _transformer,
     "mlp": _mlp,
     "pooled": _pooled,
+    "linear": _linear,
     "llmlingua2": _encoder,
     "cot_influx": _influx,
 }

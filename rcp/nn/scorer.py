@@ -11,7 +11,8 @@ segment further.
 
 What makes a worked example helpful is another thing: how it is written, and whether that suits the question. The
 "pooled" scorer looks at each segment's mean state and length beside the question's state, and learns from a few hundred
-problems. A segment's tokens have its score.
+problems. The "linear" one is a linear function of the same, of the question's state only how like it a segment's is:
+where labels are mostly noise it learns more from as many. A segment's tokens have its score.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from rcp.nn.pruner import Scores
 from rcp.nn.transformer import Transformer
 from rcp.types import Batch, Role
 
+POOLED = ("pooled", "linear")
+"""Kinds that see one state a segment."""
 MAX_OFFSET = 32  # places within a segment that are told apart; later ones share the last
 
 
@@ -38,16 +41,17 @@ MAX_OFFSET = 32  # places within a segment that are told apart; later ones share
 class ScorerConfig:
     """Attributes:
     kind: "hidden": match-attention transformer on the model's hidden states; "mlp": per-token MLP on them and on the
-      question's mean; "pooled": MLP on a segment's mean state and length and the question's state; "standalone": the
+      question's mean; "pooled": MLP on a segment's mean state and length and the question's state; "linear": linear in
+      a segment's mean state, its length and its likeness to the question, no `width`; "standalone": the
       transformer on token embeddings of its own, which needs no model; "llmlingua2": a bidirectional encoder on the
       hidden states, blind to the question (`rcp.nn.encoder`).
     inputs: width of the hidden states, or vocabulary of the standalone scorer.
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
-    apart: whether "pooled" sees pieces that were read each by itself (`rcp.nn.pieces`) or in their prompt.
+    apart: whether `POOLED` kinds see pieces that were read each by itself (`rcp.nn.pieces`) or in their prompt.
     """
 
-    kind: Literal["hidden", "mlp", "pooled", "standalone", "llmlingua2"]
+    kind: Literal["hidden", "mlp", "pooled", "linear", "standalone", "llmlingua2"]
     inputs: int
     width: int = 128
     depth: int = 2
@@ -84,7 +88,7 @@ def early_features(
 
 
 def piece_features(model: Transformer, batch: Batch, layer: int) -> Float[Array, "batch pieces dim"]:
-    """What the "pooled" scorer sees: mean early states (`early_features`) of every segment and, last, of the question.
+    """What `POOLED` scorers see: mean early states (`early_features`) of every segment and, last, of the question.
 
     They depend on the example and the frozen model alone, so that they can be computed once for a whole training set.
     """
@@ -136,6 +140,10 @@ class Scorer(nnx.Module):
             self.first = normal(rngs, 2 * width, width)
             self.second = normal(rngs, width, width, scale=0.5 * width**-0.5)
             self.size = normal(rngs, 1, width, scale=0.5)
+        elif config.kind == "linear":
+            width = 1
+            self.into = normal(rngs, inputs, 1, scale=0.01 * inputs**-0.5)
+            self.size, self.alike = normal(rngs, 1, 1, scale=0.01), normal(rngs, 1, 1, scale=0.01)
         elif config.kind == "llmlingua2":
             self.into = normal(rngs, inputs, width)
             for number in range(config.depth):
@@ -146,12 +154,12 @@ class Scorer(nnx.Module):
             self.place = normal(rngs, MAX_OFFSET, width, scale=0.5)
             for number in range(config.depth):
                 setattr(self, f"block{number}", Block(inputs, width, config.heads, rngs))
-        if config.kind != "pooled":
+        if config.kind not in POOLED:
             self.token_head = normal(rngs, width, 1, scale=0.01)
-        if config.kind != "llmlingua2":
+        if config.kind not in ("linear", "llmlingua2"):
             self.segment_head = normal(rngs, width, 1, scale=0.01)
         if config.budget:
-            self.budget = normal(rngs, 2, width, scale=0.5)
+            self.budget = normal(rngs, 2, width, scale=0.5 if config.kind != "linear" else 0.01)
 
     def __call__(
         self,
@@ -163,7 +171,7 @@ class Scorer(nnx.Module):
 
         Args:
           batch: whole prompts; their answers are not looked at.
-          features: hidden states of the model at the prompt's places (`early_features`), for "pooled" those of its
+          features: hidden states of the model at the prompt's places (`early_features`), for `POOLED` those of its
             pieces (`piece_features`, or `rcp.nn.pieces.piece_states`), for "llmlingua2" blind ones; None for
             "standalone".
           budget: context tokens to keep; looked at, and then needed, where the configuration says so.
@@ -173,8 +181,11 @@ class Scorer(nnx.Module):
             inputs = layer_norm(jnp.take(self.embedding[...], batch.tokens, axis=0, mode="clip"))
         elif features is None:
             raise ValueError(f'the "{self.config.kind}" scorer needs features')
-        elif self.config.kind == "pooled":
-            segments = scale * (self._pooled(features, batch, share) @ self.segment_head[...])[..., 0]
+        elif self.config.kind in POOLED:
+            if self.config.kind == "linear":
+                segments = self._linear(features, batch, share)
+            else:
+                segments = scale * (self._pooled(features, batch, share) @ self.segment_head[...])[..., 0]
             return Scores(layout.of_segment(segments, batch), segments)
         elif self.config.kind == "llmlingua2":
             tokens = scale * (self._classified(features, batch, share) @ self.token_head[...])[..., 0]
@@ -196,15 +207,27 @@ class Scorer(nnx.Module):
         share = jnp.clip(budget.astype(jnp.float32) / context, 1e-3, 1.0)
         return (jnp.stack([share, jnp.log(share)], axis=-1) @ self.budget[...])[:, None]
 
-    def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments width"]:
-        """Of every segment, by its mean state and its length, both relative to the other segments'."""
+    def _pieces(self, pieces: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        """Mean states and log lengths of the segments, relative to the other segments', and the question's state."""
         there = layout.segment_exists(batch)
         if self.config.apart:  # states of other prompts' pieces are not at hand to say what all have in common
             pieces = _relative(pieces, there)
         size = jnp.log(jnp.maximum(layout.segment_lengths(batch), 1).astype(jnp.float32))[..., None]
         means, size = (x - _masked_mean(x, there) for x in (pieces[:, :-1], size))
+        return means, size, pieces[:, -1:]
+
+    def _linear(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments"]:
+        """What length is worth hangs on the budget too, where that is looked at."""
+        means, size, question = self._pieces(pieces, batch)
+        square = jnp.sum(jnp.square(means), axis=-1, keepdims=True) * jnp.sum(jnp.square(question), axis=-1)[..., None]
+        alike = jnp.sum(means * question, axis=-1, keepdims=True) * jax.lax.rsqrt(square + 1e-8)
+        found = means @ self.into[...] + alike @ self.alike[...] + size * (self.size[...][None] + share)
+        return found[..., 0]
+
+    def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments width"]:
+        means, size, question = self._pieces(pieces, batch)
         own = means @ self.into[...] + size @ self.size[...]
-        asked = own * (pieces[:, -1:] @ self.question[...])
+        asked = own * (question @ self.question[...])
         hidden = jax.nn.gelu(jnp.concatenate([own, asked], axis=-1) @ self.first[...] + share)
         return layer_norm(own + hidden @ self.second[...])
 

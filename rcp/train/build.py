@@ -13,7 +13,7 @@ from rcp.config_fill import fill
 from rcp.data.tasks import TASKS, Task
 from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
 from rcp.nn.pieces import piece_states
-from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
+from rcp.nn.scorer import POOLED, Scorer, ScorerConfig, early_features, piece_features
 from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.objectives import OBJECTIVES
 from rcp.pretrained import load
@@ -156,7 +156,7 @@ def _view(config: Config) -> View | None:
         return None
     if s.kind == "cot_influx":
         return partial(shot_states, layer=s.layer, positions=s.positions)
-    if s.kind == "pooled":
+    if s.kind in POOLED:
         return partial(piece_states if s.apart else piece_features, layer=s.layer)
     return partial(early_features, layer=s.layer, blind=s.kind == "llmlingua2")
 

@@ -1,6 +1,6 @@
 """The pure step of the stage that computes, once, what depends on the training examples and the frozen model alone.
 
-Keep-labels that cost a reading a segment, and the states that the "pooled" scorer reads, do not change while the pruner
+Keep-labels that cost a reading a segment, and the states that `POOLED` scorers read, do not change while the pruner
 learns. The stage writes them into a table with a row an example, which is its "parameters": so it is saved, resumed and
 spread over devices as any other training, and the stages after it look their rows up.
 """
@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.nn.layout import segment_exists
+from rcp.nn.scorer import POOLED
 from rcp.objectives import global_mean
 from rcp.train.labels import segment_gains
 from rcp.train.lengths import Lengths
@@ -33,7 +34,7 @@ def empty_table(config: Config, width: int) -> Table:
     table = {}
     if _labelled(config):
         table["gains"] = jnp.zeros((examples, segments), jnp.float32)
-    if config.scorer.kind == "pooled":
+    if config.scorer.kind in POOLED:
         table["features"] = jnp.zeros((examples, segments + 1, width), jnp.float32)
     return table
 
@@ -55,7 +56,7 @@ def make_prepare_step(
             rows["gains"] = gains
             spread = jnp.std(gains, axis=1, where=segment_exists(batch))
             metrics["gain_spread"] = sum_shares(global_mean(spread, batch.weight, axis_name), axis_name)
-        if config.scorer.kind == "pooled":
+        if config.scorer.kind in POOLED:
             rows["features"] = networks.features({}, frozen, batch)
         table = {name: _written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
         return TrainState(state.step + 1, {"prepared": table}, state.opt_state, state.aux, state.key), metrics

@@ -13,13 +13,13 @@ from rcp.config import ScorerSection
 from rcp.cost.scoring import check_scorer, features, network, scorer_parameters, scoring
 from rcp.cost.work import forward
 from rcp.nn.influx import InfluxConfig, InfluxScorer
-from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features
+from rcp.nn.scorer import POOLED, Scorer, ScorerConfig, early_features, piece_features
 from rcp.types import UserError
 from tests.cost.programs import SHAPES, model_of, products, prompts
 
 SHAPE = SHAPES["groups, untied, biases"]
 BATCH, SEGMENTS = 2, 3
-KINDS = ("hidden", "mlp", "pooled", "standalone", "llmlingua2", "cot_influx")
+KINDS = ("hidden", "mlp", "pooled", "linear", "standalone", "llmlingua2", "cot_influx")
 
 
 def section(kind, **changes):
@@ -41,7 +41,7 @@ def scorer_of(s: ScorerSection):
 
 def network_program(s: ScorerSection, tokens: int):
     graph, params = scorer_of(s)
-    places = SEGMENTS + 1 if s.kind == "pooled" else tokens
+    places = SEGMENTS + 1 if s.kind in POOLED else tokens
     seen = None if s.kind == "standalone" else jax.ShapeDtypeStruct((BATCH, places, SHAPE.d_model), jnp.float32)
     budget = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     arguments = (params, prompts(BATCH, tokens, 1, SEGMENTS), seen, budget)

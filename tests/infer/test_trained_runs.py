@@ -34,7 +34,7 @@ def test_a_tenth_of_the_cache_holds_what_is_asked_for_later():
 
 
 def test_worked_examples_are_chosen_without_the_files_that_the_pruner_was_trained_on(monkeypatch):
-    """Of eight examples the tokens of a few, exactly: one has lost its beginning, single tokens of another may fill up."""
+    """Of eight examples the tokens of a few, exactly: one has lost its beginning, tokens of another may fill up."""
     monkeypatch.delenv("RCP_DATA_DIR", raising=False)
     shots = [f"Question: {problem.question}\nAnswer: {problem.solution}" for problem in HANDWRITTEN]
     pruner = pruner_of(load_trained(TRAINED / "rcp_math"))

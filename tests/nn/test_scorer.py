@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rcp.nn.scorer import Scorer, ScorerConfig, early_features, piece_features, question_first
+from rcp.nn.scorer import POOLED, Scorer, ScorerConfig, early_features, piece_features, question_first
 from rcp.types import Batch, Role
 from tests.tiny import Prompt, batch_of, tiny_model, tiny_scorer
 
-KINDS = ("hidden", "mlp", "pooled", "standalone")
+KINDS = ("hidden", "mlp", "pooled", "linear", "standalone")
 EVERY_KIND = (*KINDS, "llmlingua2")  # which is blind to the question: see test_encoder.py
 LENGTH, SEGMENTS = 20, 4
 ROWS = (Prompt((2, 3, 1), instruction=2, answer=2), Prompt((1, 3, 2, 3), instruction=0, question=3))
@@ -26,7 +26,7 @@ def features_of(kind: str, batch: Batch):
     if kind == "standalone":
         return None
     model = nnx.merge(MODEL, MODEL_PARAMS)
-    if kind == "pooled":
+    if kind in POOLED:
         return piece_features(model, batch, 1)
     return early_features(model, batch, 1, blind=kind == "llmlingua2")
 
@@ -134,8 +134,8 @@ def test_scores_start_small_and_every_parameter_learns(kind):
         assert np.isfinite(leaf).all(), path
         assert np.any(leaf), path
     fresh = Scorer(ScorerConfig(kind, 24 if kind == "standalone" else 16, 16, 1, 2), nnx.Rngs(0))
-    head = fresh.token_head if kind == "llmlingua2" else fresh.segment_head
-    assert np.abs(head[...]).max() < 0.1
+    head = {"llmlingua2": "token_head", "linear": "into"}.get(kind, "segment_head")
+    assert np.abs(getattr(fresh, head)[...]).max() < 0.1
 
 
 def test_features_are_asked_for():
@@ -157,12 +157,13 @@ def test_a_scorer_that_is_told_the_budget_heeds_it_and_needs_it(kind):
         scorer(batch, features)
 
 
-def test_the_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place():
+@pytest.mark.parametrize("kind", POOLED)
+def test_a_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place(kind):
     """Two prompts of the same segments in another order have the same scores in that order."""
     batch = batch_of((Prompt((2, 2, 2)), Prompt((2, 2, 2))), LENGTH, SEGMENTS)
     pieces = np.random.default_rng(0).normal(size=(SEGMENTS + 1, 16)).astype(np.float32)
     turned = np.concatenate([np.roll(pieces[:3], 1, axis=0), pieces[3:]])
-    found = tiny_scorer("pooled")(jax.tree.map(jnp.asarray, batch), jnp.stack([pieces, turned]))
+    found = tiny_scorer(kind)(jax.tree.map(jnp.asarray, batch), jnp.stack([pieces, turned]))
     np.testing.assert_allclose(found.segments[1, :3], np.roll(found.segments[0, :3], 1), rtol=1e-4, atol=1e-5)
 
 
