@@ -8,7 +8,7 @@ Variants: `:golden` (a listwise cross-entropy to the attention that questions an
 `:task` (mix, then steps through the model's answers: KL to the full cache, or drawn subsets rewarded for the answer's
 likelihood). `:stream` is mix for text that passes through a cache of fixed size: a network for each key-value head,
 since heads hold different tokens there, and worked problems ($RCP_DATA_DIR) among the tasks. Needles, variables, words
-and documents of 512, 1,024 and 2,048 tokens are read once, about 8 GB of traces; a step looks at 512 places of each
+and documents of 512, 1,024 and 2,048 tokens are read once, 5.6 GB of traces; a step looks at 512 places of each
 context. `passkey` is left out, so that one task is new to the scorer. Text of your own joins them with
 --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=1024
 --config.eviction.tasks.text.path=FILE.txt.

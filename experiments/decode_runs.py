@@ -69,13 +69,12 @@ class Ours:
         policy: EvictionPolicy,
         rates: Sequence[float],
         new: int,
-        chunk: int | None = None,
     ):
         self._weights, self.rates, self._policy = weights, tuple(rates), policy
         self._tokens = jnp.asarray(ids, jnp.int32)
         graph = weights.graph
         self._prefills = {n: Program(_prefill, graph) for n in (self._tokens.shape[1], *map(self.short, rates))}
-        self._read = Program(programs.read, graph, needs=policy.needs, chunk=chunk, repeat=None)
+        self._read = Program(programs.read, graph, needs=policy.needs, chunk=None, repeat=None)
         self._choose = Program(programs.choose, graph, eviction=Eviction(policy))
         self._prunes: dict[float, Program] = {}
         options = {"max_new": new, "eos_ids": (), "pad_id": 0}

@@ -18,7 +18,7 @@ from experiments.grid import Method, Setting, Table
 from experiments.subjects import Work, subject_of
 from rcp.config import METHODS
 from rcp.evaluate.budgets import make_budgets
-from rcp.evaluate.cells import OPTIONAL, Piece, digest, open_cell, read_cell
+from rcp.evaluate.cells import Piece, digest, open_cell, read_cell
 from rcp.evaluate.run import measure, policies_of
 from rcp.policies import POLICIES
 from rcp.types import UserError
@@ -232,7 +232,8 @@ def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
         return float(np.mean([sum(getattr(p, name) for p in pieces) / len(rows("index", pieces)) for pieces in seeds]))
 
     arrays = {name: mean(name) for name in ("index", "nll", "em", "kept", "context")}
-    known = [name for name in OPTIONAL if all(getattr(p, name) is not None for pieces in seeds for p in pieces)]
+    of_caches = ("asked", "bytes")
+    known = [name for name in of_caches if all(getattr(p, name) is not None for pieces in seeds for p in pieces)]
     arrays |= {name: mean(name) for name in known}
     return Column(**arrays, prune_seconds=seconds("prune_seconds"), model_seconds=seconds("model_seconds"))
 

@@ -71,7 +71,8 @@ def network(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segmen
     if scorer.kind == "standalone":  # of its embedding only the rows of the prompt
         weights += (batch * tokens - shape.vocab_size) * scorer.width
     deep = 0 if scorer.kind in ("mlp", *POOLED, "cot_influx") else scorer.depth
-    moved = weights + rows * (inputs + scorer.width * (2 + 12 * deep))
+    width = 1 if scorer.kind == "linear" else scorer.width
+    moved = weights + rows * (inputs + width * (2 + 12 * deep))
     return Work(batch * products, batch * OPERATIONS_A_SCORE * scores, moved * FLOAT32)
 
 

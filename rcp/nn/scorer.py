@@ -182,10 +182,8 @@ class Scorer(nnx.Module):
         elif features is None:
             raise ValueError(f'the "{self.config.kind}" scorer needs features')
         elif self.config.kind in POOLED:
-            if self.config.kind == "linear":
-                segments = self._linear(features, batch, share)
-            else:
-                segments = scale * (self._pooled(features, batch, share) @ self.segment_head[...])[..., 0]
+            of_segments = self._linear if self.config.kind == "linear" else self._pooled
+            segments = of_segments(features, batch, share)
             return Scores(layout.of_segment(segments, batch), segments)
         elif self.config.kind == "llmlingua2":
             tokens = scale * (self._classified(features, batch, share) @ self.token_head[...])[..., 0]
@@ -217,19 +215,21 @@ class Scorer(nnx.Module):
         return means, size, pieces[:, -1:]
 
     def _linear(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments"]:
-        """What length is worth hangs on the budget too, where that is looked at."""
+        """Scores; what length is worth hangs on the budget too, where that is looked at."""
         means, size, question = self._pieces(pieces, batch)
         square = jnp.sum(jnp.square(means), axis=-1, keepdims=True) * jnp.sum(jnp.square(question), axis=-1)[..., None]
         alike = jnp.sum(means * question, axis=-1, keepdims=True) * jax.lax.rsqrt(square + 1e-8)
         found = means @ self.into[...] + alike @ self.alike[...] + size * (self.size[...][None] + share)
         return found[..., 0]
 
-    def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments width"]:
+    def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments"]:
+        """Scores."""
         means, size, question = self._pieces(pieces, batch)
         own = means @ self.into[...] + size @ self.size[...]
         asked = own * (question @ self.question[...])
         hidden = jax.nn.gelu(jnp.concatenate([own, asked], axis=-1) @ self.first[...] + share)
-        return layer_norm(own + hidden @ self.second[...])
+        x = layer_norm(own + hidden @ self.second[...])
+        return self.config.width**0.5 * (x @ self.segment_head[...])[..., 0]
 
     def _classified(self, features: Any, batch: Batch, share: Any) -> Float[Array, "batch tokens width"]:
         """Of every context token, by what stands before and behind it in the context."""
