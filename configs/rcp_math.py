@@ -39,7 +39,7 @@ def get_config(variant: str = "both") -> ConfigDict:
         "train_examples": 400,
     }
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    c.scorer = {"kind": "linear", "apart": True, "layer": 4, "budget": True}
+    c.scorer = {"kind": "linear", "apart": True, "layer": 4, "budget": True, "groups": 2}
     c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (256, 512), "cut": "beginning"}
     supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.01}
     c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]

@@ -45,18 +45,18 @@ def get_config(variant: str = "both") -> ConfigDict:
         "distractors": 8,
         "params": FAMILIES | ALIKE,
     }
-    c.data = {"batch_size": 8, "lengths": (640,), "max_segments": 16, "max_answer": 8, "train_examples": 320}
+    c.data = {"batch_size": 8, "lengths": (640,), "max_segments": 16, "max_answer": 8, "train_examples": 640}
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    c.scorer = {"kind": "pooled", "apart": True, "layer": 4, "width": 32}
+    c.scorer = {"kind": "linear", "apart": True, "layer": 4, "products": True}
     c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (108,), "cut": "beginning"}
     supervised, rl = {"bce": 1.0}, {"ppo": 1.0, "entropy": 0.01}
     c.objectives = {"both": supervised | rl, "rl": rl, "supervised": supervised}[variant]
-    c.warm_start = {"steps": 100 if variant == "both" else 0, "objectives": supervised}
+    c.warm_start = {"steps": 300 if variant == "both" else 0, "objectives": supervised}
     c.labels = {"source": "alone", "sharpness": 2.0, "above": 0.5}
     c.policy = {"samples": 4, "updates": 4, "normalise": True, "clip": 0.5}
     c.optim = {"learning_rate": 1e-3, "warmup_steps": 10, "weight_decay": 0.01}
     c.train = {
-        "steps": {"both": 24, "rl": 60, "supervised": 100}[variant],
+        "steps": {"both": 24, "rl": 60, "supervised": 300}[variant],
         "log_every": 1,
         "checkpoint_every": 4,
         "prepare": variant != "rl",

@@ -13,7 +13,8 @@ from experiments.tables import run_table
 
 NAME = "ablations"
 CONFIG = "configs/rcp_math.py"
-TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", "--config.train.prepare=false")
+UNTOLD = "--config.scorer.groups=1"
+TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", UNTOLD, "--config.train.prepare=false")
 """What a pruner of tokens needs: a scorer that tells the tokens of a shot apart, which nothing prepares."""
 
 MRD3 = ("--config.task.dataset=mrd3", "--config.task.equations=0.0")
@@ -39,6 +40,9 @@ METHODS = (
     variant_of("rl", "reinforcement alone"),
     run("token", "tokens alone, without whole shots", "--config.budget.granularity=token", *TOKENS),
     run("two_stage", "shots, then tokens of them", "--config.budget.granularity=two_stage", *TOKENS),
+    run("untold", "the scorer is not told how the answer is to be written", UNTOLD),
+    run("hidden_layer", "an MLP instead of a linear scorer", "--config.scorer.kind=pooled", UNTOLD),
+    run("products", "the scorer sees products of states too", "--config.scorer.products=true"),
     run("no_budget", "the scorer is not told the budget", "--config.scorer.budget=false"),
     run("length_reward", "the reward takes off the share of the context used", "--config.reward.length=0.5"),
     run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),

@@ -149,16 +149,17 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--keep-rate", type=float, help="fraction of the context's tokens to keep, in (0, 1]")
     budget.add_argument("--keep-tokens", type=int, help="tokens of the context to keep")
     parser.add_argument("--force", action="append", default=[], metavar="REGEX", help="always keep what this matches")
+    group = "what kind of problem it is, for a pruner that tells kinds apart, such as sentences or equations"
+    parser.add_argument("--group", default="", help=f"{group} (default: the first of them)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, counts included")
 
 
 def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.infer.files import prune_files
 
-    budget = {"keep_rate": arguments.keep_rate, "keep_tokens": arguments.keep_tokens}
-    prune_files(
-        arguments.workdir, arguments.files, arguments.question, force=arguments.force, as_json=arguments.json, **budget
-    )
+    names = ("keep_rate", "keep_tokens", "force", "group")
+    options = {name: getattr(arguments, name) for name in names}
+    prune_files(arguments.workdir, arguments.files, arguments.question, as_json=arguments.json, **options)
     return 0
 
 

@@ -90,9 +90,12 @@ class ReaderStageConfig:
 class ScorerSection:
     """`layer`: how many of the frozen model's layers all scorers but "standalone" read through. `budget`: whether the
     scorer is told how much may be kept. `apart`: of "pooled" and "linear", whether each piece is read by itself, so
-    that the states of a pool's examples are computed once. `question`: false hides the question from the scorer.
-    `positions`, `padding`: of "cot_influx" alone, what each segment is padded to, and whether padded positions count in
-    the mean of a segment's logits.
+    that the states of a pool's examples are computed once. `groups`: of "linear", how many groups of the task have
+    weights of their own beside those that all share (1: the scorer is not told the group); of word problems a group is
+    how the answer is to be written, sentences or equations. `products`: of "linear", whether it sees products of a
+    segment's state and the question's, to learn which likeness counts. `question`: false hides the question from the
+    scorer. `positions`, `padding`: of "cot_influx" alone, what each segment is padded to, and whether padded positions
+    count in the mean of a segment's logits.
     """
 
     kind: Literal["hidden", "mlp", "pooled", "linear", "standalone", "cot_influx", "llmlingua2"] = "hidden"
@@ -102,6 +105,8 @@ class ScorerSection:
     heads: int = 4
     budget: bool = False
     apart: bool = False
+    groups: int = 1
+    products: bool = False
     question: bool = True
     positions: int = 512
     padding: bool = True

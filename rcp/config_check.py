@@ -60,8 +60,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
         "eval.bootstrap eval.samples "
         "model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
-        "model.d_ff model.max_positions scorer.width scorer.heads relax.temperature scorer.positions reward.window "
-        "data.phases data.repeats"
+        "model.d_ff model.max_positions scorer.width scorer.heads scorer.groups relax.temperature scorer.positions "
+        "reward.window data.phases data.repeats"
     )
     for key in positive.split():
         need(_get(config, key) > 0, key, "above 0")
@@ -96,6 +96,9 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     need(not told, "scorer.budget", 'false with the kind "cot_influx", which knows no budget')
     pooled = config.scorer.kind in ("pooled", "linear")
     need(pooled or not config.scorer.apart, "scorer.apart", 'false but for the kinds "pooled" and "linear"')
+    linear = config.scorer.kind == "linear"
+    need(linear or config.scorer.groups == 1, "scorer.groups", '1 but for the kind "linear"')
+    need(linear or not config.scorer.products, "scorer.products", 'false but for the kind "linear"')
     if "reinforce" in used:
         expected = '1 with the objective "reinforce", whose draws would be stale (use ppo, or policy.updates = 1)'
         need(config.policy.updates == 1, "policy.updates", expected)

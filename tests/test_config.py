@@ -236,6 +236,8 @@ def test_stale_draws_are_refused(path):
     [
         (["budget.granularity=independent"], r"config.budget.granularity .*one of token, .* the objective .kl."),
         (["eval.draw=sample"], r"config.eval.draw .*.budget. unless budget.granularity is .independent., not 'sample'"),
+        (["scorer.products=true"], r"config.scorer.products .*false but for the kind .linear."),
+        (["scorer.groups=2"], r"config.scorer.groups .*1 but for the kind .linear."),
         (["scorer.kind=cot_influx", "scorer.budget=true"], r"config.scorer.budget .*false with the kind .cot_influx."),
         (["reward.window=0"], r"config.reward.window .*should be above 0"),
         (["data.repeats=0"], r"config.data.repeats .*should be above 0"),

@@ -71,11 +71,17 @@ def tiny_model(seed: int = 0, layers: int = 2) -> Transformer:
 
 
 def tiny_scorer(
-    kind: str = "standalone", depth: int = 1, seed: int = 0, budget: bool = False, apart: bool = False
+    kind: str = "standalone",
+    depth: int = 1,
+    seed: int = 0,
+    budget: bool = False,
+    apart: bool = False,
+    groups: int = 1,
+    products: bool = False,
 ) -> Scorer:
     """A random scorer whose scores are of order 1, so that subsets are not all alike."""
     inputs = VOCABULARY if kind == "standalone" else 16
-    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget, apart), nnx.Rngs(seed))  # pyright: ignore
+    scorer = Scorer(ScorerConfig(kind, inputs, 16, depth, 2, budget, apart, groups, products), nnx.Rngs(seed))  # pyright: ignore
     last = ("into", "size", "alike", "budget") if kind == "linear" else ("token_head", "segment_head")
     for name in last:
         if (head := getattr(scorer, name, None)) is not None:

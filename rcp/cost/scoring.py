@@ -85,7 +85,7 @@ def scorer_parameters(shape: TransformerConfig, scorer: ScorerSection) -> int:
     if scorer.kind == "mlp":
         return 3 * n * w + w * w + 2 * w + budget
     if scorer.kind == "linear":
-        return n + 2 + 2 * scorer.budget
+        return n * (1 + scorer.products + (scorer.groups if scorer.groups > 1 else 0)) + 2 + 2 * scorer.budget
     if scorer.kind == "pooled":
         return 2 * n * w + 2 * w * w + w * w + w + w + budget
     if scorer.kind == "llmlingua2":
@@ -129,7 +129,8 @@ def _pooled(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segmen
 
 
 def _linear(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int) -> tuple[int, int]:
-    return 2 * segments * (shape.d_model + 1) + 4 * scorer.budget, 0
+    states = shape.d_model * (1 + (scorer.groups > 1) + scorer.products)
+    return 2 * segments * (states + 1) + 4 * scorer.budget, 0
 
 
 def _encoder(shape: TransformerConfig, scorer: ScorerSection, tokens: int, segments: int) -> tuple[int, int]:

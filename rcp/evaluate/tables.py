@@ -84,11 +84,11 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def _parts(results: Results) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(group name, its rows bool [n], number for seeding): all examples, then each group where there are several."""
+    """(group name, its rows bool [n], number for seeding): all examples, then each group of some of them."""
     yield "all", np.ones(len(results.group), bool), 0
     if len(results.groups) > 1:
         for number, name in enumerate(results.groups):
-            if (rows := results.group == number).any():
+            if (rows := results.group == number).any() and not rows.all():
                 yield name or f"group {number}", rows, number + 1
 
 

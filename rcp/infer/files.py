@@ -21,6 +21,7 @@ def prune_files(
     keep_rate: float | None = None,
     keep_tokens: int | None = None,
     force: Sequence[str] = (),
+    group: str = "",
     as_json: bool = False,
 ) -> list[PrunedPrompt]:
     """`rcp prune`: prints the pruned texts to stdout and the counts to stderr. `files` may hold "-" for stdin.
@@ -42,6 +43,7 @@ def prune_files(
         keep_tokens=keep_tokens,
         force=force,
         instruction=instruction,
+        group=group,
     )
     for name, found in zip(files, pruned):
         if as_json:

@@ -60,6 +60,8 @@ class PromptPruner:
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
       segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
         differ. The text that is left is the user's.
+      groups: names of the groups of prompts that the scorer tells apart, the first one for a prompt of no group named;
+        empty where it tells none.
     """
 
     score: Callable[[Batch, jax.Array], Scores]
@@ -68,6 +70,7 @@ class PromptPruner:
     cut: Cut = "end"
     max_tokens: int = 1 << 20
     segment: Callable[[str], str] = str
+    groups: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -78,6 +81,7 @@ class PromptPruner:
         keep_tokens: int | None = None,
         force: Sequence[str] = (),
         instruction: str = "",
+        group: str = "",
     ) -> list[PrunedPrompt]:
         """Prunes a batch of prompts, all in one pass.
 
@@ -87,12 +91,16 @@ class PromptPruner:
           keep_tokens: the same as a number. Exactly one of the two is given. A number above a context keeps it whole.
           force: regular expressions; what they match in the contexts is always kept.
           instruction: read by the scorer before the context, and not part of the result.
+          group: of all these prompts, one of `groups`.
 
         Raises:
           UserError: no or an empty context, not as many questions, a budget out of range or below what is forced, a
-            prompt over `max_tokens`.
+            prompt over `max_tokens`, a group that the scorer does not know.
         """
         check_budget(keep_rate, keep_tokens)
+        if group and group not in self.groups:
+            known = f"one of {', '.join(self.groups)}" if self.groups else "none: this pruner tells no groups apart"
+            raise UserError(f"--group {group!r}: expected {known}")
         patterns = [_pattern(expression) for expression in force]
         if len(contexts) != len(questions):
             raise UserError(f"{len(contexts)} contexts with {len(questions)} questions: expected one for each")
@@ -103,6 +111,7 @@ class PromptPruner:
         length = round_up(max(example.length for example in encoded), ROUND)
         segments = max(len(example.context) for example in encoded)
         batch = collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
+        batch = batch._replace(group=np.full(len(encoded), self.groups.index(group) if group else 0, np.int32))
         tokens = [self._count("".join(pieces)) for pieces in texts]
         asked = [_at_rate(n, keep_rate) if keep_rate is not None else keep_tokens or 0 for n in tokens]
         forced = batch.forced.sum(axis=1)
@@ -228,4 +237,5 @@ def pruner_of(trained: Trained) -> PromptPruner:
         cut=trained.config.budget.cut,
         max_tokens=trained.model.config.max_positions,
         segment=trained.build.task.segment,
+        groups=trained.build.task.groups if trained.config.scorer.groups > 1 else (),
     )

@@ -49,6 +49,10 @@ class ScorerConfig:
     width, depth, heads: of the transformer (heads of each of the two kinds of attention).
     budget: whether the scores depend on the budget, as the share of the context's tokens to keep.
     apart: whether `POOLED` kinds see pieces that were read each by itself (`rcp.nn.pieces`) or in their prompt.
+    groups: of how many groups of prompts (`Batch.group`) the "linear" kind is told which a prompt is of: each has
+      weights of its own on the states, beside those that all share. 1: it is not told.
+    products: whether the "linear" kind also sees the products of a segment's state and the question's, place by place:
+      its weights on them are a learned measure of likeness.
     """
 
     kind: Literal["hidden", "mlp", "pooled", "linear", "standalone", "llmlingua2"]
@@ -58,6 +62,8 @@ class ScorerConfig:
     heads: int = 4
     budget: bool = False
     apart: bool = False
+    groups: int = 1
+    products: bool = False
 
 
 def question_first(batch: Batch) -> tuple[Int[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
@@ -144,6 +150,10 @@ class Scorer(nnx.Module):
             width = 1
             self.into = normal(rngs, inputs, 1, scale=0.01 * inputs**-0.5)
             self.size, self.alike = normal(rngs, 1, 1, scale=0.01), normal(rngs, 1, 1, scale=0.01)
+            if config.products:
+                self.product = nnx.Param(jnp.zeros((inputs, 1), jnp.float32))
+            if config.groups > 1:
+                self.of_group = nnx.Param(jnp.zeros((config.groups, inputs), jnp.float32))
         elif config.kind == "llmlingua2":
             self.into = normal(rngs, inputs, width)
             for number in range(config.depth):
@@ -220,6 +230,10 @@ class Scorer(nnx.Module):
         square = jnp.sum(jnp.square(means), axis=-1, keepdims=True) * jnp.sum(jnp.square(question), axis=-1)[..., None]
         alike = jnp.sum(means * question, axis=-1, keepdims=True) * jax.lax.rsqrt(square + 1e-8)
         found = means @ self.into[...] + alike @ self.alike[...] + size * (self.size[...][None] + share)
+        if self.config.groups > 1:
+            found += means @ self.of_group[...][batch.group][..., None]
+        if self.config.products:
+            found += (means * question) @ self.product[...]
         return found[..., 0]
 
     def _pooled(self, pieces: Any, batch: Batch, share: Any) -> Float[Array, "batch segments"]:

@@ -55,13 +55,19 @@ def build(config: Config) -> Build:
     Joins the other processes first, where the config names them: that must come before anything touches a device.
 
     Raises:
-      UserError: unknown task or task field; no objective; model without weights, or of impossible dimensions. And when
-        a stage makes its pipeline: no example; "bce" on the support of a task that does not know it.
+      UserError: unknown task or task field; no objective; groups that the task does not have; model without weights,
+        or of impossible dimensions. And when a stage makes its pipeline: no example; "bce" on the support of a task
+        that does not know it.
     """
     if not config.objectives:
         raise UserError(f"config.objectives is empty: expected one or more of {', '.join(OBJECTIVES)}")
     start_processes(config.parallel)
     task = make_task(config)
+    if config.scorer.groups > 1 and config.scorer.groups != len(task.groups):
+        raise UserError(
+            f"config.scorer.groups is {config.scorer.groups}: expected 1 or {len(task.groups)}, the groups of the task "
+            f"{config.task.name} ({', '.join(task.groups)})"
+        )
     scratch = config.model.name == "scratch"
     weights = None
     model, tokenizer, origin = reader_of(config, task)
@@ -173,6 +179,8 @@ def _scorer(config: Config, model: TransformerConfig) -> tuple[nnx.GraphDef, Par
     if s.kind == "cot_influx":
         scorer = InfluxScorer(InfluxConfig(inputs, s.width, s.positions, s.padding), rngs)
     else:
-        scorer = Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget, s.apart), rngs)
+        scorer = Scorer(
+            ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget, s.apart, s.groups, s.products), rngs
+        )
     graph, state = nnx.split(scorer)
     return graph, nnx.to_pure_dict(state)

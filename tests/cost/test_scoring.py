@@ -34,7 +34,10 @@ def scorer_of(s: ScorerSection):
     def make():
         if s.kind == "cot_influx":
             return InfluxScorer(InfluxConfig(inputs, s.width, s.positions, s.padding), nnx.Rngs(0))
-        return Scorer(ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget), nnx.Rngs(0))
+        return Scorer(
+            ScorerConfig(s.kind, inputs, s.width, s.depth, s.heads, s.budget, groups=s.groups, products=s.products),
+            nnx.Rngs(0),
+        )
 
     return nnx.split(nnx.eval_shape(make))
 
@@ -48,17 +51,21 @@ def network_program(s: ScorerSection, tokens: int):
     return (lambda p, batch, x, k: nnx.merge(graph, p)(batch, x, k)), arguments
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "changes"), [*((kind, {}) for kind in KINDS), ("linear", {"groups": 3, "products": True})]
+)
 @pytest.mark.parametrize("tokens", [40, 600])
-def test_products_of_the_network_are_exact(kind, tokens):
+def test_products_of_the_network_are_exact(kind, changes, tokens):
     """Past 512 tokens attention goes over blocks of queries, the last one filled up."""
-    s = section(kind)
+    s = section(kind, **changes)
     assert network(SHAPE, s, tokens, SEGMENTS, batch=BATCH).products == products(network_program(s, tokens))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_its_parameters_are_counted(kind):
-    s = section(kind)
+@pytest.mark.parametrize(
+    ("kind", "changes"), [*((kind, {}) for kind in KINDS), ("linear", {"groups": 3, "products": True})]
+)
+def test_its_parameters_are_counted(kind, changes):
+    s = section(kind, **changes)
     assert scorer_parameters(SHAPE, s) == sum(x.size for x in jax.tree.leaves(scorer_of(s)[1]))
 
 

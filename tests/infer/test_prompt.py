@@ -122,6 +122,23 @@ def test_the_printed_text_never_has_more_tokens_than_asked() -> None:
             assert found.kept == len(Merging().encode(found.text)) <= asked
 
 
+def test_the_scorer_is_told_the_group_of_the_prompts() -> None:
+    seen = []
+
+    def spy(batch: Batch, budget) -> Scores:
+        seen.append(batch.group.tolist())
+        return score(batch, budget)
+
+    pruner = PromptPruner(spy, Letters(), "token", groups=("sentences", "equations"))
+    for group in ("", "sentences", "equations"):
+        pruner([TEXT, TEXT], ["q", "q"], keep_rate=0.5, group=group)
+    assert seen == [[0, 0], [0, 0], [1, 1]]
+    with pytest.raises(UserError, match="--group 'sums': expected one of sentences, equations"):
+        pruner([TEXT], ["q"], keep_rate=0.5, group="sums")
+    with pytest.raises(UserError, match="--group 'sums': expected none: this pruner tells no groups apart"):
+        PRUNER([TEXT], ["q"], keep_rate=0.5, group="sums")
+
+
 def test_scorer_sees_no_answer() -> None:
     seen = []
 

@@ -167,6 +167,35 @@ def test_a_pooled_scorer_ranks_a_segment_by_what_it_says_and_not_by_its_place(ki
     np.testing.assert_allclose(found.segments[1, :3], np.roll(found.segments[0, :3], 1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_scorer_that_is_told_the_group_has_weights_for_each():
+    """Scores are those of a scorer that knows no groups and whose weights are the shared ones and the group's."""
+    batch = jax.tree.map(jnp.asarray, batch_of((Prompt((2, 2, 2)),) * 3, LENGTH, SEGMENTS))
+    batch = batch._replace(group=jnp.array([0, 1, 1], jnp.int32))
+    rng = np.random.default_rng(0)
+    pieces = jnp.asarray(np.repeat(rng.normal(size=(1, SEGMENTS + 1, 16)), 3, axis=0).astype(np.float32))
+    own = rng.normal(size=(2, 16)).astype(np.float32)
+    told = tiny_scorer("linear", groups=2)
+    plain = tiny_scorer("linear")
+    np.testing.assert_array_equal(told(batch, pieces).segments, plain(batch, pieces).segments)  # before it learns
+    told.of_group[...] = own
+    found, shared = np.asarray(told(batch, pieces).segments), np.asarray(plain.into[...])
+    for group, rows in ((0, [0]), (1, [1, 2])):
+        plain.into[...] = shared + own[group][:, None]
+        np.testing.assert_allclose(found[rows], plain(batch, pieces).segments[np.array(rows)], rtol=1e-4, atol=1e-5)
+
+
+def test_products_make_a_learned_likeness_to_the_question():
+    """With a weight of 1 on each, a segment's score is the dot product of its state and the question's."""
+    batch = jax.tree.map(jnp.asarray, batch_of((Prompt((2, 2, 2)),), LENGTH, SEGMENTS))
+    pieces = jnp.asarray(np.random.default_rng(0).normal(size=(1, SEGMENTS + 1, 16)).astype(np.float32))
+    scorer, plain = tiny_scorer("linear", products=True), tiny_scorer("linear")
+    np.testing.assert_array_equal(scorer(batch, pieces).segments, plain(batch, pieces).segments)  # before it learns
+    scorer.product[...] = jnp.ones((16, 1))
+    more = np.asarray(scorer(batch, pieces).segments - plain(batch, pieces).segments)[0, :3]
+    states = np.asarray(pieces)[0, :3]
+    np.testing.assert_allclose(more, (states - states.mean(0)) @ np.asarray(pieces)[0, -1], rtol=1e-4, atol=1e-4)
+
+
 def test_piece_features_are_means_of_centred_states():
     batch = batch_of(ROWS, LENGTH, SEGMENTS)
     model = nnx.merge(MODEL, MODEL_PARAMS)

@@ -51,6 +51,10 @@ def config_of(**sections) -> Config:
         ({"scorer": {"width": 15}}, r"config.scorer.width is 15: expected a multiple of config.scorer.heads = 2"),
         ({"scorer": {"heads": 0}}, r"config.scorer.heads should be above 0"),
         ({"scorer": {"kind": "hidden", "layer": 2}}, r"config.scorer.layer is 2: expected 0 to 1, the model's layers"),
+        (
+            {"scorer": {"kind": "linear", "groups": 9}},
+            r"config.scorer.groups is 9: expected 1 or \d, the groups of .*chain",
+        ),
         ({"scorer": {"kind": "mlp", "layer": -1}}, r"config.scorer.layer is -1"),
         ({"reader": {"steps": 0}}, r"config.reader.steps is 0, but a model from scratch must be trained"),
         ({"reader": {"task": {"hops": 3}}}, r"unknown config key config.reader.task.hops"),

@@ -28,7 +28,9 @@ POOLS = ("gsm8k", "mrd3", "gsm8k+mrd3", "handwritten")
 END = "\n\n"
 """What follows a worked solution, in shots and in gold answers."""
 EVALUATION = ("svamp", "addsub", "multiarith", "singleeq")
-"""Data sets without a training file."""
+"""Data sets without a training file; their gold answers are equations."""
+ANSWERS = ("sentences", "equations")
+"""How a gold answer is written."""
 
 
 def shot(problem: Problem) -> str:
@@ -84,7 +86,8 @@ class WordProblems:
       max_words: leaves out training problems and shots with more words in question and solution (0: none). Static
         shapes cost what the longest example costs, so a few long ones make every step dear.
       equations: the share of GSM8K's training and validation problems whose gold answer is the solution's equations
-        alone, as SVAMP and AddSub publish theirs; evenly spread. Shots and test problems stay as published.
+        alone, as SVAMP and AddSub publish theirs; evenly spread. Shots and test problems stay as published. How the
+        gold answer is written, in `ANSWERS`, is a problem's group.
       instruction: text before the shots.
       source: "files" reads the raw files; "tfds" prepares and reads the TFDS builder of rcp.data.builders.
       seed: of the division and of every draw.
@@ -132,7 +135,7 @@ class WordProblems:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        return (self.dataset,)
+        return ANSWERS
 
     def ask(self, question: str) -> tuple[str, str]:
         return self.instruction, f"Q: {question}\nA: {THINK}"
@@ -166,6 +169,7 @@ class WordProblems:
     def example(self, split: Split, index: int, problem: Problem) -> Example:
         """The prompt of one problem: candidate shots and appended ones as segments, then the question."""
         instruction, question = self.ask(problem.question)
+        bare = bool(problem.equations) and self._bare(split, index)
         candidates = [shot(found) for found in self._candidates(split, index, problem)]
         appended = [shot(worked) for worked in HANDWRITTEN[: self.append]]
         return Example(
@@ -173,8 +177,8 @@ class WordProblems:
             context=(*candidates, *appended),
             question=question,
             forced=tuple((number, 0, len(text)) for number, text in enumerate(appended, len(candidates))),
-            answer=_ended(problem.equations) if self._bare(split, index) and problem.equations else gold(problem),
-            group=self.dataset,
+            answer=_ended(problem.equations) if bare else gold(problem),
+            group=ANSWERS[bare or self.dataset in EVALUATION],
             uid=problem.uid,
         )
 
