@@ -8,7 +8,7 @@ of the other families and of two worded like one of them (`ALIKE`). The pruner i
 are how much likelier the gold answer is after each candidate alone, judged once (`train.prepare`), and its reward is
 what the model answers. `rcp tables reasoning` compares with four and sixteen examples of the right family.
 Variants: `configs/reasoning.py:rl` (reinforcement alone), `:supervised` (labels alone), default both.
-Expect exact match .43 at 108 tokens (random .39, bm25 .46); half an hour to train on 2 CPU cores
+Expect exact match .45 at 108 tokens (random .39, bm25 .46); twenty minutes to train on one CPU core
 (experiments/results/reasoning.md).
 """
 

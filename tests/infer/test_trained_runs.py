@@ -39,8 +39,9 @@ def test_worked_examples_are_chosen_without_the_files_that_the_pruner_was_traine
     shots = [f"Question: {problem.question}\nAnswer: {problem.solution}" for problem in HANDWRITTEN]
     pruner = pruner_of(load_trained(TRAINED / "rcp_math"))
     question = "Question: Tom has 3 boxes of 12 pencils and gives 7 away. How many are left?\nAnswer:"
-    for keep_tokens in (100, 200):
-        (found,) = pruner(["\n\n".join(shots)], [question], keep_tokens=keep_tokens)
+    assert pruner.groups == ("sentences", "equations")
+    for keep_tokens, group in ((100, ""), (200, "sentences"), (200, "equations")):
+        (found,) = pruner(["\n\n".join(shots)], [question], keep_tokens=keep_tokens, group=group)
         assert found.kept == found.asked == keep_tokens and 0 < len(found.kept_segments) < len(shots)
         whole = sum(shots[number] in found.text for number in found.kept_segments)
         assert whole >= len(found.kept_segments) - 2
