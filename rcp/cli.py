@@ -157,9 +157,16 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.infer.files import prune_files
 
-    names = ("keep_rate", "keep_tokens", "force", "group")
-    options = {name: getattr(arguments, name) for name in names}
-    prune_files(arguments.workdir, arguments.files, arguments.question, as_json=arguments.json, **options)
+    prune_files(
+        arguments.workdir,
+        arguments.files,
+        arguments.question,
+        keep_rate=arguments.keep_rate,
+        keep_tokens=arguments.keep_tokens,
+        force=arguments.force,
+        group=arguments.group,
+        as_json=arguments.json,
+    )
     return 0
 
 

@@ -101,17 +101,20 @@ class PromptPruner:
         if group and group not in self.groups:
             known = f"one of {', '.join(self.groups)}" if self.groups else "none: this pruner tells no groups apart"
             raise UserError(f"--group {group!r}: expected {known}")
+        of_group = self.groups.index(group) if group else 0
         patterns = [_pattern(expression) for expression in force]
         if len(contexts) != len(questions):
             raise UserError(f"{len(contexts)} contexts with {len(questions)} questions: expected one for each")
         texts = [split_segments(context) for context in contexts]
-        encoded = [self._encode(t, q, instruction, patterns, i) for i, (t, q) in enumerate(zip(texts, questions))]
+        encoded = [
+            self._encode(text, question, instruction, patterns, number, of_group)
+            for number, (text, question) in enumerate(zip(texts, questions))
+        ]
         if not encoded:
             raise UserError("no prompt to prune: expected at least one context")
         length = round_up(max(example.length for example in encoded), ROUND)
         segments = max(len(example.context) for example in encoded)
         batch = collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
-        batch = batch._replace(group=np.full(len(encoded), self.groups.index(group) if group else 0, np.int32))
         tokens = [self._count("".join(pieces)) for pieces in texts]
         asked = [_at_rate(n, keep_rate) if keep_rate is not None else keep_tokens or 0 for n in tokens]
         forced = batch.forced.sum(axis=1)
@@ -154,7 +157,13 @@ class PromptPruner:
         return len(self.tokenizer.encode(text)) if text else 0
 
     def _encode(
-        self, segments: Sequence[str], question: str, instruction: str, patterns: Sequence[re.Pattern[str]], number: int
+        self,
+        segments: Sequence[str],
+        question: str,
+        instruction: str,
+        patterns: Sequence[re.Pattern[str]],
+        number: int,
+        group: int,
     ) -> EncodedExample:
         name = f"prompt {number + 1}"
         if not segments:
@@ -168,7 +177,8 @@ class PromptPruner:
             if match.group().strip()
         )
         example = Example(instruction, tuple(pieces), question, question, forced=spans, uid=name)
-        encoded = replace(encode(example, self.tokenizer, index=number), answer=np.zeros(0, np.int32))
+        encoded = encode(example, self.tokenizer, index=number, group=group)
+        encoded = replace(encoded, answer=np.zeros(0, np.int32))
         if encoded.length > self.max_tokens:
             raise UserError(
                 f"{name}: {encoded.length} tokens with its question; the pruner reads at most {self.max_tokens}"

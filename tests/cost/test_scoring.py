@@ -20,6 +20,7 @@ from tests.cost.programs import SHAPES, model_of, products, prompts
 SHAPE = SHAPES["groups, untied, biases"]
 BATCH, SEGMENTS = 2, 3
 KINDS = ("hidden", "mlp", "pooled", "linear", "standalone", "llmlingua2", "cot_influx")
+CASES = (*((kind, {}) for kind in KINDS), ("linear", {"groups": 3, "products": True}))
 
 
 def section(kind, **changes):
@@ -51,9 +52,7 @@ def network_program(s: ScorerSection, tokens: int):
     return (lambda p, batch, x, k: nnx.merge(graph, p)(batch, x, k)), arguments
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes"), [*((kind, {}) for kind in KINDS), ("linear", {"groups": 3, "products": True})]
-)
+@pytest.mark.parametrize(("kind", "changes"), CASES)
 @pytest.mark.parametrize("tokens", [40, 600])
 def test_products_of_the_network_are_exact(kind, changes, tokens):
     """Past 512 tokens attention goes over blocks of queries, the last one filled up."""
@@ -61,9 +60,7 @@ def test_products_of_the_network_are_exact(kind, changes, tokens):
     assert network(SHAPE, s, tokens, SEGMENTS, batch=BATCH).products == products(network_program(s, tokens))
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes"), [*((kind, {}) for kind in KINDS), ("linear", {"groups": 3, "products": True})]
-)
+@pytest.mark.parametrize(("kind", "changes"), CASES)
 def test_its_parameters_are_counted(kind, changes):
     s = section(kind, **changes)
     assert scorer_parameters(SHAPE, s) == sum(x.size for x in jax.tree.leaves(scorer_of(s)[1]))
