@@ -1,13 +1,17 @@
 """What pruning costs: seconds to prune a batch of prompts to half, beside the reader's own prefill of the same batch.
 
     python -m experiments.bench_prune [--batch=64 --tokens=1000 --keep-rate=0.5 --rows=8] [--output=X.json]
+    python -m experiments.bench_prune --python=/tmp/beside/bin/python --dtype=float32    # beside the original llmlingua
 
 Scoring, selecting and compacting with three scorers of ours (untrained: what they learned makes no difference to the
 time) and with our `llmlingua`, all on the same model; and from text to text with the stand-alone one, the host's part
-included: tokenising, meeting the budget to the token, detokenising. `--rows` prompts are taken at a time, by all in
+included: tokenising, meeting the budget to the token, detokenising. With `--python` (of an environment as in
+experiments/beside_llmlingua.py) the original llmlingua compresses the same prompts too, one after the other since it
+takes no batch, from text to text, in float32. `--rows` prompts are taken at a time, by all in
 turn, so that a busy machine slows all alike; seconds are the sums over the prompts, ratios medians over these parts.
 Everything is compiled first: from text to text on all parts, which differ in length, else on the first and last.
-Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3 of llmlingua. Prompts are made of GSM8K
+Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3 of llmlingua, the original where it is
+run. Prompts are made of GSM8K
 training rows, or of facts where there are none.
 """
 
@@ -29,6 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.beside import Foreign, connected
+from experiments.beside_llmlingua import BLOCK, INSTALL
 from experiments.prompts import long_prompts
 from rcp.data.pack import collate, encode, round_up
 from rcp.evaluate.lengths import longest
@@ -40,9 +46,10 @@ from rcp.nn.scorer import Scorer, ScorerConfig, early_features
 from rcp.policies import LLMLingua
 from rcp.pretrained import Pretrained, load
 from rcp.train.parallel import use_compile_cache
-from rcp.types import Batch, Example, Tokenizer
+from rcp.types import Batch, Example, Tokenizer, UserError
 
 PREFILL, THEIRS, TEXT = "reader's prefill", "llmlingua", "stand-alone, text to text"
+ORIGINAL = "llmlingua, the original, text to text"
 ALONE, LAYERS = "stand-alone", {"hidden, 1 layer": ("hidden", 1, 64), "pooled, 4 layers": ("pooled", 4, 32)}
 OVER_PREFILL, OVER_THEIRS = 0.15, 1 / 3  # targets
 
@@ -130,6 +137,20 @@ def runs_of(
     return runs, len(batches)
 
 
+def original_of(
+    other: Foreign, tokenizer: Tokenizer, examples: Sequence[Example], rate: float, rows: int
+) -> Callable[[int], None]:
+    """The original llmlingua on a part of the prompts, with its defaults."""
+    targets = [int(rate * sum(len(tokenizer.encode(text)) for text in example.context)) for example in examples]
+
+    def run(part: int) -> None:
+        for number in range(part * rows, min((part + 1) * rows, len(examples))):
+            segments = [segment.strip() for segment in examples[number].context]
+            other.ask(segments=segments, target=targets[number], block=BLOCK, filter=True, look=False)
+
+    return run
+
+
 def measure(runs: dict[str, Callable[[int], Any]], parts: int) -> dict[str, list[float]]:
     """Seconds of every part, all in turn, in an order that turns round every time."""
     for name, run in runs.items():
@@ -147,11 +168,11 @@ def measure(runs: dict[str, Callable[[int], Any]], parts: int) -> dict[str, list
 
 
 def report(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Sums over the parts, and medians and extremes of the ratios within a part."""
-    rows = []
+    """Sums over the parts; medians and extremes of the ratios within a part, to the original llmlingua where timed."""
+    rows, theirs = [], ORIGINAL if ORIGINAL in seconds else THEIRS
     for name, values in seconds.items():
         rows.append({"name": name, "seconds": sum(values)})
-        for key, other in (("over_prefill", PREFILL), ("over_llmlingua", THEIRS)):
+        for key, other in (("over_prefill", PREFILL), ("over_llmlingua", theirs)):
             ratios = [a / b for a, b in zip(values, seconds[other], strict=True)]
             rows[-1] |= {key: statistics.median(ratios), f"{key}_low": min(ratios), f"{key}_high": max(ratios)}
     return rows
@@ -166,13 +187,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=8, help="prompts at a time, which bounds the memory (a part)")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--python", help="of an environment that has the original llmlingua, to be timed too")
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args(argv)
     use_compile_cache()
     pretrained = load(arguments.model, dtype=arguments.dtype)
     examples = long_prompts(pretrained.tokenizer, arguments.batch, arguments.tokens)
-    rows = report(measure(*runs_of(pretrained, examples, arguments.keep_rate, arguments.rows)))
     a = arguments
+    runs, parts = runs_of(pretrained, examples, a.keep_rate, a.rows)
+    if a.python:
+        try:
+            other = connected(a.python, "foreign_llmlingua", INSTALL, pretrained)
+        except UserError as error:
+            print(f"bench_prune: {error}", file=sys.stderr)
+            return 2
+        runs[ORIGINAL] = original_of(other, pretrained.tokenizer, examples, a.keep_rate, a.rows)
+    rows = report(measure(runs, parts))
     print(f"{a.batch} prompts of {a.tokens} tokens to {a.keep_rate:g}, {a.rows} at a time")
     print("| | seconds | over prefill [least, most] | over llmlingua [least, most] |\n|---|---|---|---|")
     for row in rows:

@@ -127,16 +127,21 @@ def arguments_of(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def both_sides(arguments: argparse.Namespace, script: str, install: str) -> tuple[Pretrained, list[Example], Foreign]:
-    """Our model in float32, the prompts, and the other side with that model loaded."""
-    pretrained = load(arguments.model)
-    examples = long_prompts(pretrained.tokenizer, arguments.prompts, arguments.tokens)
-    other = Foreign(arguments.python, script, install)
+def connected(python: str, script: str, install: str, pretrained: Pretrained) -> Foreign:
+    """The other side with our model loaded, in float32. Raises UserError where it cannot."""
+    other = Foreign(python, script, install)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), pretrained.model, pretrained.tokenizer)
         versions = other.ask(model=folder)
     print(f"the other side: {', '.join(f'{name} {version}' for name, version in versions.items())}")
-    return pretrained, examples, other
+    return other
+
+
+def both_sides(arguments: argparse.Namespace, script: str, install: str) -> tuple[Pretrained, list[Example], Foreign]:
+    """Our model in float32, the prompts, and the other side with that model loaded."""
+    pretrained = load(arguments.model)
+    examples = long_prompts(pretrained.tokenizer, arguments.prompts, arguments.tokens)
+    return pretrained, examples, connected(arguments.python, script, install, pretrained)
 
 
 def kept_places(whole: Sequence[int], left: Sequence[int]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The other side of `experiments.beside_llmlingua`: llmlingua 0.2.2 in a Python of its own.
 
-A request (`experiments.foreign`) is {"segments": [...], "target": n, "block": m, "filter": bool}. `tiktoken` would
-fetch a vocabulary only to count tokens for a price: a stand-in takes its place.
+A request (`experiments.foreign`) is {"segments": [...], "target": n, "block": m, "filter": bool, "look": bool}.
+`tiktoken` would fetch a vocabulary only to count tokens for a price: a stand-in takes its place.
 """
 
 from __future__ import annotations
@@ -43,24 +43,23 @@ def load(folder: str) -> tuple[Any, dict[str, str]]:
     return Noting(folder, device_map="cpu"), versions
 
 
-def compress(compressor: Any, segments: list[str], target: int, block: int, filter: bool) -> dict[str, Any]:
-    """Ids of the whole text, what is left of them, self-information of each (0 for the first), seconds."""
+def compress(
+    compressor: Any, segments: list[str], target: int, block: int, filter: bool, look: bool = True
+) -> dict[str, Any]:
+    """Text and seconds; to `look` at, also all ids, those left, and self-information of each (0 for the first)."""
     start = time.perf_counter()
     found = compressor.compress_prompt(
         segments, target_token=target, iterative_size=block, use_context_level_filter=filter
     )
     seconds = time.perf_counter() - start
+    answer = {"text": found["compressed_prompt"], "seconds": seconds}
+    if not look:
+        return answer
     text = "\n\n".join(segments)
     ids = compressor.tokenizer(text, add_special_tokens=False).input_ids
     information = compressor.get_ppl(text, granularity="token").tolist()
     left = compressor.left[0][0].tolist()
-    return {
-        "ids": ids,
-        "left": left,
-        "text": found["compressed_prompt"],
-        "information": [0.0, *information],
-        "seconds": seconds,
-    }
+    return answer | {"ids": ids, "left": left, "information": [0.0, *information]}
 
 
 if __name__ == "__main__":

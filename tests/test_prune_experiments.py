@@ -84,6 +84,25 @@ def test_every_part_is_timed_by_every_run_after_what_compiles(capsys):
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, text: 3}
 
 
+def test_the_original_gets_every_prompt_of_a_part_with_its_own_target(no_data):
+    class Asked(beside.Foreign):
+        def __init__(self):
+            self.requests = []
+
+        def ask(self, **request):
+            self.requests.append(request)
+            return {}
+
+    examples, other = long_prompts(Letters(), 3, 120), Asked()
+    run = bench_prune.original_of(other, Letters(), examples, 0.5, 2)
+    run(1)
+    (last,) = other.requests
+    assert last["target"] == sum(map(len, examples[2].context)) // 2 and not last["look"]
+    assert last["segments"] == [segment.strip() for segment in examples[2].context]
+    run(0)
+    assert len(other.requests) == 3
+
+
 def test_agreement_is_measured_on_places():
     np.testing.assert_array_equal(beside.kept_places([5, 6, 5, 7, 8], [5, 7]), [False, False, True, True, False])
     assert beside.jaccard(np.array([True, True, False]), np.array([False, True, True])) == pytest.approx(1 / 3)
@@ -133,13 +152,15 @@ def test_every_scorer_that_is_timed_scores():
         assert found.segments.shape == (1, 3) and len(set(np.asarray(found.segments[0]).tolist())) == 3
 
 
-def test_ratios_are_of_the_same_part():
+def test_ratios_are_of_the_same_part(no_data):
     seconds = {bench_prune.PREFILL: [1.0, 2.0, 4.0], bench_prune.ALONE: [0.1, 0.4, 0.4]}
     seconds[bench_prune.THEIRS] = [2.0, 4.0, 8.0]
     alone = bench_prune.report(seconds)[1]
     assert alone["over_prefill"] == pytest.approx(0.1) and alone["over_llmlingua"] == pytest.approx(0.05)
     assert (alone["over_prefill_low"], alone["over_prefill_high"]) == pytest.approx((0.1, 0.2))
     assert alone["seconds"] == pytest.approx(0.9)
+    original = bench_prune.report(seconds | {bench_prune.ORIGINAL: [1.0, 4.0, 2.0]})[1]
+    assert original["over_llmlingua"] == pytest.approx(0.1) and original["over_llmlingua_high"] == pytest.approx(0.2)
     batches = bench_prune.batches_of(long_prompts(Letters(), 3, 120), Letters(), 2)
     assert [len(batch.tokens) for batch in batches] == [2, 1]
     assert {batch.tokens.shape[1] for batch in batches} == {120} and not any((b.role == 4).any() for b in batches)
