@@ -156,7 +156,9 @@ class PolicyConfig:
     """The reinforcement objectives: masks drawn an example, baseline, clipped ratio.
 
     `normalise` divides advantages by their deviation within the example (GRPO). `updates`: optimizer steps taken on the
-    same draws, rewards and labels, which cost the model's forward passes.
+    same draws, rewards and labels, which cost the model's forward passes. `logged`: draw `samples` masks for each of
+    `data.train_examples` once, by the scorer as the warm start leaves it, and judge them in a stage of their own; the
+    pruner's stage learns from these, as many steps as one likes (`rcp.train.judge_step`).
     """
 
     samples: int = 4
@@ -165,6 +167,7 @@ class PolicyConfig:
     normalise: bool = False
     clip: float = 0.2
     updates: int = 1
+    logged: bool = False
 
 
 @dataclass(frozen=True)

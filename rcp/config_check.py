@@ -82,6 +82,13 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     if config.train.prepare:
         need(config.model.train == "frozen", "model.train", '"frozen" where train.prepare is set')
         need(config.data.train_examples is not None, "data.train_examples", "a number where train.prepare is set")
+    if config.policy.logged:
+        need("ppo" in config.objectives, "policy.logged", 'false but with the objective "ppo"')
+        need("ppo" not in warm.objectives, "warm_start.objectives", 'without "ppo" where policy.logged is set')
+        need(config.model.train == "frozen", "model.train", '"frozen" where policy.logged is set')
+        need(config.data.train_examples is not None, "data.train_examples", "a number where policy.logged is set")
+        need(config.budget.granularity == "segment", "budget.granularity", '"segment" where policy.logged is set')
+        need(config.policy.baseline != "self_critical", "policy.baseline", "another where policy.logged is set")
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
     if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')

@@ -20,6 +20,7 @@ from rcp.nn.reader import Reading
 from rcp.nn.sight import PieceStates
 from rcp.train.build import Build, build, make_task
 from rcp.train.loop import restore
+from rcp.train.table import TABLES
 from rcp.types import Batch, UserError
 
 Look = Callable[[Batch], Any]
@@ -94,5 +95,5 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
     networks = replace(built.networks, max_answer=config.data.max_answer)
     built = replace(built, task=make_task(config), networks=networks)
     say_if_interrupted(workdir, built.stages[-1], int(state.step))
-    needed = {name: part for name, part in frozen.items() if name != "prepared"}  # that is of the training examples
+    needed = {name: part for name, part in frozen.items() if name not in TABLES}  # those are of the training examples
     return Trained(config, built, jax.device_put((state.params, needed)))

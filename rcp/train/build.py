@@ -23,7 +23,15 @@ from rcp.train.loop import Stage
 from rcp.train.networks import Networks, View
 from rcp.train.outside import Outside
 from rcp.train.parallel import start_processes
-from rcp.train.stages import Parts, encode_training, prepare_stage, pruner_stage, reader_stage, warm_start
+from rcp.train.stages import (
+    Parts,
+    encode_training,
+    judge_stage,
+    prepare_stage,
+    pruner_stage,
+    reader_stage,
+    warm_start,
+)
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]
@@ -34,8 +42,8 @@ class Build:
     """Attributes:
     task, tokenizer: of the run.
     networks: the graphs of model and scorer.
-    stages: "reader" (only where the model is trained from scratch), "prepare" and "warm_start" (where they are
-      configured), "pruner".
+    stages: "reader" (only where the model is trained from scratch), "prepare", "warm_start" and "judge" (where
+      they are configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
     outside: the model behind an endpoint that rewards, where `reward.reader` says so.
@@ -90,6 +98,8 @@ def build(config: Config) -> Build:
         stages.append(prepare_stage(config, parts, model.config.d_model))
     if config.warm_start.steps:
         stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
+    if config.policy.logged:
+        stages.append(judge_stage(config, config.seed + 7, parts))
     stages.append(pruner_stage("pruner", config, config.seed + 3, parts))
     return Build(task, tokenizer, networks, stages, lengths, outside)
 

@@ -24,8 +24,8 @@ from rcp.nn.layout import first_tokens, prompt_lengths
 from rcp.nn.lora import apply_lora
 from rcp.nn.reader import next_token
 from rcp.objectives import global_mean
-from rcp.train.state import Metrics, TrainState
-from rcp.train.step import apply, finish, sum_shares
+from rcp.train.state import Metrics, TrainState, sum_shares
+from rcp.train.step import apply, finish
 from rcp.types import Batch
 
 Params = dict[str, Any]

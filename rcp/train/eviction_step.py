@@ -24,8 +24,8 @@ from rcp.nn.eviction_scorer import ScorerShape, score_layer
 from rcp.objectives import eviction as objectives
 from rcp.objectives import global_mean
 from rcp.train.networks import Params
-from rcp.train.state import Metrics, TrainState
-from rcp.train.step import apply, finish, sum_shares
+from rcp.train.state import Metrics, TrainState, sum_shares
+from rcp.train.step import apply, finish
 from rcp.train.trace_pipeline import TraceBatch
 
 SHOWN = (0.1, 0.25)

@@ -20,13 +20,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rcp.train.checkpoint import misfit, named
+from rcp.train.table import TABLES
 from rcp.types import UserError
 
 FORMAT = 1
 FILE = "trained.npz"
 META = "meta.json"
-LEFT = ("prepared",)
-"""Trained "params" that are of the training examples."""
 
 
 def is_export(workdir: Path) -> bool:
@@ -100,4 +99,4 @@ def read_export(
 
 
 def _kept(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    return {name: part for name, part in params.items() if name not in LEFT}
+    return {name: part for name, part in params.items() if name not in TABLES}

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from rcp.config import Config
 from rcp.nn.layout import segment_exists
@@ -20,11 +19,9 @@ from rcp.objectives import global_mean
 from rcp.train.labels import segment_gains
 from rcp.train.lengths import Lengths
 from rcp.train.networks import Networks, Params
-from rcp.train.state import Metrics, TrainState
-from rcp.train.step import sum_shares
+from rcp.train.state import Metrics, TrainState, sum_shares
+from rcp.train.table import Table, written
 from rcp.types import Batch
-
-Table = dict[str, Array]
 
 
 def empty_table(config: Config, width: int) -> Table:
@@ -58,7 +55,7 @@ def make_prepare_step(
             metrics["gain_spread"] = sum_shares(global_mean(spread, batch.weight, axis_name), axis_name)
         if config.scorer.kind in POOLED:
             rows["features"] = networks.features({}, frozen, batch)
-        table = {name: _written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
+        table = {name: written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
         return TrainState(state.step + 1, {"prepared": table}, state.opt_state, state.aux, state.key), metrics
 
     return step
@@ -68,12 +65,3 @@ def _labelled(config: Config) -> bool:
     """Whether keep-labels are used that the model has to read for."""
     used = config.objectives.keys() | (config.warm_start.objectives.keys() if config.warm_start.steps else set())
     return "bce" in used and config.labels.source in ("alone", "leave_one_out")
-
-
-def _written(table: Array, index: Array, rows: Array, axis_name: str | None) -> Array:
-    """The table with these rows, and with those of the other devices; one that stands in several is their mean."""
-    total = jnp.zeros_like(table).at[index].add(rows)
-    count = jnp.zeros(table.shape[0], jnp.float32).at[index].add(1.0)
-    total, count = sum_shares((total, count), axis_name)
-    count = jnp.expand_dims(count, tuple(range(1, table.ndim)))
-    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), table)

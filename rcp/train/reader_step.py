@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from rcp.objectives import global_mean
 from rcp.train.networks import Networks, Params
-from rcp.train.state import Metrics, TrainState
-from rcp.train.step import apply, finish, sum_shares
+from rcp.train.state import Metrics, TrainState, sum_shares
+from rcp.train.step import apply, finish
 from rcp.types import Batch
 
 

@@ -1,4 +1,7 @@
-"""The stages of a run, each a step with its own state, frozen values and data: reader, prepare, warm start, pruner."""
+"""The stages of a run, each a step with its own state, frozen values and data.
+
+They are, in this order and as far as a config has them: reader, prepare, warm start, judge, pruner.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from rcp.config_fill import fill
 from rcp.data.pipeline import EncodedTask, TrainPipeline
 from rcp.data.tasks import TASKS, Task
 from rcp.nn.lora import init_lora
+from rcp.train.draws import Drawing
+from rcp.train.judge_step import empty_log, make_judge_step
 from rcp.train.lengths import Lengths
 from rcp.train.loop import Stage
 from rcp.train.networks import Networks
@@ -22,8 +27,9 @@ from rcp.train.outside import Outside
 from rcp.train.parallel import this_process
 from rcp.train.prepare_step import empty_table, make_prepare_step
 from rcp.train.reader_step import make_reader_step
-from rcp.train.state import TrainState, new_state
+from rcp.train.state import Step, TrainState, new_state
 from rcp.train.step import make_pruner_step, needs_of
+from rcp.train.table import TABLES
 from rcp.types import Tokenizer, UserError
 
 Params = dict[str, Any]
@@ -55,6 +61,9 @@ class Parts:
             return self.weights
         assert previous is not None
         return previous["model"]
+
+    def drawing(self, config: Config) -> Drawing:
+        return Drawing(config, self.networks, self.lengths, self.outside)
 
 
 def encode_training(config: Config, task: Task, tokenizer: Tokenizer, *, first: bool = False) -> EncodedTask:
@@ -92,8 +101,7 @@ def reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Net
 
 
 def prepare_stage(config: Config, parts: Parts, width: int) -> Stage:
-    """One pass over the training examples that computes what the stages after it look up; `width` of the model."""
-    size = config.data.batch_size
+    """Computes what the stages after it look up; `width` of the model."""
 
     def init_state(previous: Params | None) -> TrainState:
         return new_state(config.seed, {"prepared": empty_table(config, width)}, ())
@@ -101,12 +109,52 @@ def prepare_stage(config: Config, parts: Parts, width: int) -> Stage:
     def frozen(previous: Params | None) -> Params:
         return {"model": parts.model(previous)}
 
+    return _one_pass(
+        "prepare", config, parts, make_prepare_step(config, parts.networks, parts.lengths), init_state, frozen
+    )
+
+
+def judge_stage(config: Config, seed: int, parts: Parts) -> Stage:
+    """Draws masks by the scorer as it is by then and judges them, for the pruner's stage to look up."""
+
+    def init_state(previous: Params | None) -> TrainState:
+        return new_state(seed, {"logged": empty_log(config)}, ())
+
+    def frozen(previous: Params | None) -> Params:
+        values = {"model": parts.model(previous), "pruner": (previous or {}).get("pruner", parts.scorer)}
+        return values | _tables(previous)
+
+    step = make_judge_step(config, parts.drawing(config))
+    stage = _one_pass("judge", config, parts, step, init_state, frozen)
+    return _watched(stage, parts.outside)
+
+
+def _one_pass(
+    name: str,
+    config: Config,
+    parts: Parts,
+    step: Step,
+    init_state: Callable[[Params | None], TrainState],
+    frozen: Callable[[Params | None], Params],
+) -> Stage:
+    """A stage that goes over the training examples once, in order."""
+    size = config.data.batch_size
+
     def make_pipeline() -> TrainPipeline:
         return TrainPipeline(parts.encoded(), batch_size=size, seed=0, ordered=True, shard=this_process())
 
     steps = -(-(config.data.train_examples or 0) // size)
-    step = make_prepare_step(config, parts.networks, parts.lengths)
-    return Stage("prepare", steps, step, init_state, frozen, make_pipeline, weights=parts.origin)
+    return Stage(name, steps, step, init_state, frozen, make_pipeline, weights=parts.origin)
+
+
+def _tables(previous: Params | None) -> Params:
+    """What stages before have computed once."""
+    return {name: table for name, table in (previous or {}).items() if name in TABLES}
+
+
+def _watched(stage: Stage, outside: Outside | None) -> Stage:
+    """The stage, which says what went wrong at the endpoint that rewards, if one does."""
+    return stage if outside is None else replace(stage, failure=lambda: outside.failure)
 
 
 def warm_start(config: Config) -> Config:
@@ -138,7 +186,7 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
 
     def frozen(previous: Params | None) -> Params:
         values = {} if config.model.train == "full" else {"model": parts.model(previous)}
-        return values | ({"prepared": previous["prepared"]} if previous and "prepared" in previous else {})
+        return values | _tables(previous)
 
     def make_pipeline() -> TrainPipeline:
         encoded = parts.encoded()
@@ -157,7 +205,6 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
             shard=this_process(),
         )
 
-    step = make_pruner_step(config, parts.networks, optimizer, parts.lengths, parts.outside)
+    step = make_pruner_step(config, parts.networks, optimizer, parts.drawing(config))
     stage = Stage(name, config.train.steps, step, init_state, frozen, make_pipeline, weights=parts.origin)
-    outside = parts.outside
-    return stage if outside is None else replace(stage, failure=lambda: outside.failure)
+    return _watched(stage, parts.outside)

@@ -55,3 +55,8 @@ def new_state(
         aux=aux or {},
         key=jax.random.key_data(jax.random.key(seed)),
     )
+
+
+def sum_shares(tree: Any, axis_name: str | None) -> Any:
+    """Shares of global means, summed over the devices."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

@@ -184,6 +184,35 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
     assert elsewhere.config.data.max_segments == 5 and set(elsewhere.weights[1]) == {"model"}
 
 
+def test_draws_are_judged_once_behind_the_warm_start_and_learned_from_by_the_pruner(tmp_path):
+    """Two devices; killed in the judging and started again."""
+    config = config_of(
+        warm_start={"steps": 2, "objectives": {"bce": 1.0}},
+        objectives={"ppo": 1.0},
+        policy={"samples": 3, "logged": True},
+        parallel={"devices": 2},
+    )
+    stages = build(config).stages
+    assert [(stage.name, stage.steps) for stage in stages] == [
+        ("reader", 3),
+        ("warm_start", 2),
+        ("judge", 4),
+        ("pruner", 4),
+    ]
+    whole = run(stages, config, tmp_path / "whole").state.params
+    begun = [replace(stage, steps=2) if stage.name == "judge" else stage for stage in stages[:3]]
+    assert run(begun, config, tmp_path / "killed").step == 2
+    found = run(stages, config, tmp_path / "killed").state.params
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["reader"] * 3 + ["warm_start"] * 2 + ["judge"] * 4 + ["pruner"] * 4
+    judged, learned = ([row["reward"] for row in rows if row["stage"] == name] for name in ("judge", "pruner"))
+    assert np.mean(learned) == pytest.approx(np.mean(judged), rel=1e-5)  # one epoch of the same draws
+    trained = load_trained(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, trained.weights[0], whole)
+    assert set(trained.weights[1]) == {"model"}
+
+
 def test_preparing_asks_for_a_frozen_model_and_a_number_of_examples():
     with pytest.raises(UserError, match=r'config.model.train should be "frozen" where train.prepare is set'):
         config_of(train={"prepare": True}, model={"train": "full"})

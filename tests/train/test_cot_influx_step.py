@@ -12,6 +12,7 @@ from flax import nnx
 
 from rcp.config_file import from_dict
 from rcp.nn.influx import InfluxConfig, InfluxScorer, shot_states
+from rcp.train.draws import Drawing
 from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.state import new_state
@@ -40,7 +41,7 @@ def trained() -> list[dict[str, float]]:
     params, frozen = {"pruner": nnx.to_pure_dict(params)}, {"model": nnx.to_pure_dict(frozen)}
     optimizer = make_optimizer(config.optim, STEPS, ("pruner",))
     networks = Networks(model, scorer, partial(shot_states, layer=1, positions=16), 1)
-    step = make_pruner_step(config, networks, optimizer, lambda whole: (whole, whole))
+    step = make_pruner_step(config, networks, optimizer, Drawing(config, networks, lambda whole: (whole, whole)))
     compiled = jax.jit(lambda state, batch: step(state, frozen, batch, axis_name=None), compiler_options=QUICK)
     state = new_state(0, params, optimizer.init(params), {"baseline": jnp.zeros(())})
     batch, rows = jax.tree.map(jnp.asarray, batch_of((PROMPT,) * ROWS, CONTEXT + 4, 7)), []

@@ -15,6 +15,7 @@ from rcp.config import OptimConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.nn.lora import init_lora
 from rcp.nn.scorer import early_features
+from rcp.train.draws import Drawing
 from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.parallel import Parallel
@@ -55,7 +56,7 @@ def set_up(values: dict, kind: str = "mlp", optimizer=None):
     if "multiplier" in needs_of(config):
         params["dual"] = {"budget": jnp.asarray(0.1)}
     optimizer = optimizer or make_optimizer(config.optim, 10, tuple(params))
-    step = make_pruner_step(config, networks, optimizer, lambda whole: (whole, 12))
+    step = make_pruner_step(config, networks, optimizer, Drawing(config, networks, lambda whole: (whole, 12)))
     aux = {"baseline": jnp.asarray(0.3)} if config.policy.baseline == "moving_average" else {}
     return step, new_state(0, params, optimizer.init(params), aux), frozen
 
