@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from experiments.foreign import serve
@@ -24,6 +25,7 @@ class Counter:
 def load(folder: str) -> tuple[Any, dict[str, str]]:
     """The compressor, which notes the ids that its token stage reads and leaves; and versions."""
     stub: Any = types.ModuleType("tiktoken")
+    stub.__spec__ = ModuleSpec("tiktoken", None)  # transformers looks for it
     stub.encoding_for_model = lambda name: Counter()
     sys.modules.setdefault("tiktoken", stub)
     from importlib.metadata import version
