@@ -45,3 +45,15 @@ def test_worked_examples_are_chosen_without_the_files_that_the_pruner_was_traine
         assert found.kept == found.asked == keep_tokens and 0 < len(found.kept_segments) < len(shots)
         whole = sum(shots[number] in found.text for number in found.kept_segments)
         assert whole >= len(found.kept_segments) - 2
+
+
+def test_examples_of_the_question_s_kind_are_chosen_among_others():
+    """By the run that learned from draws judged once."""
+    product = "Q: Solve the following multiplication: {}. Give only the result as your final answer.\nA:{}"
+    year = "Q: Is {} a leap year? Answer with Yes or No.\nA:{}"
+    shots = [product.format("3 * 4", " 12"), year.format("1996", " Yes"), year.format("2041", " No")]
+    shots += [product.format("8 * 0", " 0"), year.format("1907", " No"), product.format("7 * 5", " 35")]
+    pruner = pruner_of(load_trained(TRAINED / "reasoning"))
+    for question, kept in ((product.format("4 * 6", ""), {0, 3, 5}), (year.format("2016", ""), {1, 2, 4})):
+        (found,) = pruner(["\n\n".join(shots)], [question], keep_tokens=50)
+        assert found.kept == found.asked == 50 and set(found.kept_segments) <= kept
