@@ -4,8 +4,8 @@
     rcp eval --workdir=runs/rcp_math --config.eval.runs.llmlingua2=runs/llmlingua2
 
 Problems, candidates and model are those of rcp_math. The classifier (rcp/nn/encoder.py) reads the whole context and
-never the question; its labels say what each token does for the gold solution, to first order. Not
-measured yet: a step takes 5 minutes of a CPU core (16 shots, the backward pass of the whole model).
+never the question; its labels say what each token does for the gold solution, to first order. Not measured
+yet: a step takes 5 minutes of a CPU core (16 shots, the backward pass of the whole model).
 Variants: `configs/llmlingua2.py:gsm8k`, for the runs of configs/gsm8k.py.
 """
 

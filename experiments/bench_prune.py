@@ -7,12 +7,11 @@ Scoring, selecting and compacting with three scorers of ours (untrained: what th
 time) and with our `llmlingua`, all on the same model; and from text to text with the stand-alone one, the host's part
 included: tokenising, meeting the budget to the token, detokenising. With `--python` (of an environment as in
 experiments/beside_llmlingua.py) the original llmlingua compresses the same prompts too, one after the other since it
-takes no batch, from text to text, in float32. `--rows` prompts are taken at a time, by all in
-turn, so that a busy machine slows all alike; seconds are the sums over the prompts, ratios medians over these parts.
-Everything is compiled first: from text to text on all parts, which differ in length, else on the first and last.
-Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3 of llmlingua, the original where it is
-run. Prompts are made of GSM8K
-training rows, or of facts where there are none.
+takes no batch, from text to text, in float32. `--rows` prompts are taken at a time, by all in turn, so that a busy
+machine slows all alike; seconds are the sums over the prompts, ratios medians over these parts. Everything is compiled
+first: from text to text on all parts, which differ in length, else on the first and last.
+Targets: the stand-alone scorer at most .15 of the prefill, ours at most 1/3 of llmlingua, the original where it is run.
+Prompts are made of GSM8K training rows, or of facts where there are none.
 """
 
 from __future__ import annotations
@@ -195,14 +194,14 @@ def main(argv: list[str] | None = None) -> int:
     examples = long_prompts(pretrained.tokenizer, arguments.batch, arguments.tokens)
     a = arguments
     runs, parts = runs_of(pretrained, examples, a.keep_rate, a.rows)
-    if a.python:
-        try:
+    try:
+        if a.python:
             other = connected(a.python, "foreign_llmlingua", INSTALL, pretrained)
-        except UserError as error:
-            print(f"bench_prune: {error}", file=sys.stderr)
-            return 2
-        runs[ORIGINAL] = original_of(other, pretrained.tokenizer, examples, a.keep_rate, a.rows)
-    rows = report(measure(runs, parts))
+            runs[ORIGINAL] = original_of(other, pretrained.tokenizer, examples, a.keep_rate, a.rows)
+        rows = report(measure(runs, parts))
+    except UserError as error:
+        print(f"bench_prune: {error}", file=sys.stderr)
+        return 2
     print(f"{a.batch} prompts of {a.tokens} tokens to {a.keep_rate:g}, {a.rows} at a time")
     print("| | seconds | over prefill [least, most] | over llmlingua [least, most] |\n|---|---|---|---|")
     for row in rows:

@@ -79,14 +79,13 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         lengths = _get(config, key)
         ascending = lengths is None or (bool(lengths) and lengths[0] > 0 and list(lengths) == sorted(set(lengths)))
         need(ascending, key, "ascending, above 0")
-    if config.train.prepare:
-        need(config.model.train == "frozen", "model.train", '"frozen" where train.prepare is set')
-        need(config.data.train_examples is not None, "data.train_examples", "a number where train.prepare is set")
+    for key in ("train.prepare", "policy.logged"):  # tables with a row an example, of a model that stays as it is
+        if _get(config, key):
+            need(config.model.train == "frozen", "model.train", f'"frozen" where {key} is set')
+            need(config.data.train_examples is not None, "data.train_examples", f"a number where {key} is set")
     if config.policy.logged:
         need("ppo" in config.objectives, "policy.logged", 'false but with the objective "ppo"')
         need("ppo" not in warm.objectives, "warm_start.objectives", 'without "ppo" where policy.logged is set')
-        need(config.model.train == "frozen", "model.train", '"frozen" where policy.logged is set')
-        need(config.data.train_examples is not None, "data.train_examples", "a number where policy.logged is set")
         need(config.budget.granularity == "segment", "budget.granularity", '"segment" where policy.logged is set')
         need(config.policy.baseline != "self_critical", "policy.baseline", "another where policy.logged is set")
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())

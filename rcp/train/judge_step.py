@@ -20,7 +20,7 @@ from rcp.objectives import global_mean
 from rcp.train.draws import Drawing, Drawn, keys_of
 from rcp.train.networks import Params
 from rcp.train.state import Metrics, TrainState, sum_shares
-from rcp.train.table import Table, looked_up, written
+from rcp.train.table import Table, with_rows
 from rcp.types import Batch
 
 
@@ -39,22 +39,19 @@ def make_judge_step(config: Config, drawing: Drawing) -> Callable[..., tuple[Tra
     """The step: the rows of one batch of examples. Metrics: mean reward and exact match of the draws."""
 
     def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
-        keys, prepared = keys_of(state, batch), looked_up(frozen.get("prepared", {}), batch)
-        budget, features = drawing.budgets(batch, keys), prepared.get("features")
-        if features is None:
-            features = drawing.networks.features({}, frozen, batch)
-        scores = drawing.networks.score(frozen, batch, features, budget)
+        keys = keys_of(state, batch)
+        budget = drawing.budgets(batch, keys)
+        scores = drawing.networks.score(frozen, batch, drawing.networks.features({}, frozen, batch), budget)
         drawn = drawing.draw({}, frozen, batch, scores, budget, keys)
         rows = {"log_prob": drawn.log_prob, "reward": drawn.reward, "exact": drawn.exact}
         rows["order"] = drawn.pruned.segment_rank
         rows = {name: jnp.moveaxis(x, 0, 1).astype(jnp.float32) for name, x in rows.items()}
         rows["budget"] = budget.astype(jnp.float32)
-        table = {name: written(x, batch.index, rows[name], axis_name) for name, x in state.params["logged"].items()}
         means = {"reward": rows["reward"].mean(axis=1), "exact_match": rows["exact"].mean(axis=1)}
         metrics = {
             name: sum_shares(global_mean(value, batch.weight, axis_name), axis_name) for name, value in means.items()
         }
-        return TrainState(state.step + 1, {"logged": table}, state.opt_state, state.aux, state.key), metrics
+        return with_rows(state, "logged", batch, rows, axis_name), metrics
 
     return step
 

@@ -20,7 +20,7 @@ from rcp.train.labels import segment_gains
 from rcp.train.lengths import Lengths
 from rcp.train.networks import Networks, Params
 from rcp.train.state import Metrics, TrainState, sum_shares
-from rcp.train.table import Table, written
+from rcp.train.table import Table, with_rows
 from rcp.types import Batch
 
 
@@ -55,8 +55,7 @@ def make_prepare_step(
             metrics["gain_spread"] = sum_shares(global_mean(spread, batch.weight, axis_name), axis_name)
         if config.scorer.kind in POOLED:
             rows["features"] = networks.features({}, frozen, batch)
-        table = {name: written(state.params["prepared"][name], batch.index, rows[name], axis_name) for name in rows}
-        return TrainState(state.step + 1, {"prepared": table}, state.opt_state, state.aux, state.key), metrics
+        return with_rows(state, "prepared", batch, rows, axis_name), metrics
 
     return step
 

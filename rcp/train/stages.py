@@ -62,7 +62,12 @@ class Parts:
         assert previous is not None
         return previous["model"]
 
+    def pruner(self, previous: Params | None) -> Params:
+        """The scorer's parameters: initial, or those that a stage before has trained."""
+        return (previous or {}).get("pruner", self.scorer)
+
     def drawing(self, config: Config) -> Drawing:
+        """How that config, on these networks, draws and judges masks."""
         return Drawing(config, self.networks, self.lengths, self.outside)
 
 
@@ -121,7 +126,7 @@ def judge_stage(config: Config, seed: int, parts: Parts) -> Stage:
         return new_state(seed, {"logged": empty_log(config)}, ())
 
     def frozen(previous: Params | None) -> Params:
-        values = {"model": parts.model(previous), "pruner": (previous or {}).get("pruner", parts.scorer)}
+        values = {"model": parts.model(previous), "pruner": parts.pruner(previous)}
         return values | _tables(previous)
 
     step = make_judge_step(config, parts.drawing(config))
@@ -174,7 +179,7 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
     optimizer = make_optimizer(config.optim, updates, partitions)
 
     def init_state(previous: Params | None) -> TrainState:
-        params: Params = {"pruner": (previous or {}).get("pruner", parts.scorer)}
+        params: Params = {"pruner": parts.pruner(previous)}
         if config.model.train == "full":
             params["model"] = parts.model(previous)
         elif config.model.train == "lora":

@@ -59,13 +59,10 @@ def make_pruner_step(
 
     def collect(state: TrainState, frozen: Params, batch: Batch) -> Collected:
         keys = keys_of(state, batch)
-        prepared = looked_up(frozen.get("prepared", {}), batch)
         budget, drawn = drawing.budgets(batch, keys), None
         if "logged" in frozen:
             drawn, budget = drawn_of(looked_up(frozen["logged"], batch), drawing, batch)
-        features = prepared.get("features")
-        if features is None:
-            features = networks.features(state.params, frozen, batch)
+        features = networks.features(state.params, frozen, batch)
 
         def read_batch(prompts: Batch) -> Reading:
             return networks.read_compacted(state.params, frozen, prompts)
@@ -75,7 +72,7 @@ def make_pruner_step(
 
         labels = None
         if "labels" in needs:
-            gains = prepared.get("gains")
+            gains = looked_up(frozen.get("prepared", {}), batch).get("gains")
             if gains is None:
                 _, single = drawing.lengths(batch.role.shape[1])
                 gains = segment_gains(config.labels, batch, read_batch, single)
