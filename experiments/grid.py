@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rcp.data.tasks.base import SPLITS
 from rcp.types import UserError
 
 LENGTHS = tuple(range(128, 16_384 + 1, 128))
@@ -55,6 +56,7 @@ class Setting:
       keep_tokens, keep_rates: the budgets.
       exact: exact match is shown without decoding too, teacher-forced: for answers of a few tokens.
       benchmark: what published numbers stand beside it, where that is not the name of the task.
+      split: of the task. What is tuned is tuned on "validation".
     """
 
     name: str
@@ -72,6 +74,18 @@ class Setting:
     dtype: str = "bfloat16"
     at: float = 0.0
     benchmark: str = ""
+    split: str = "test"
+
+    @property
+    def label(self) -> str:
+        """Of its files: the name, and the split where it is another than "test"."""
+        return self.name if self.split == "test" else f"{self.name}_{self.split}"
+
+    @property
+    def heading(self) -> str:
+        """Of its part of a table: the title, the split where it is another than "test", and the reader."""
+        split = "" if self.split == "test" else f", {self.split} split"
+        return f"{self.title}{split}, {self.reader}"
 
     @property
     def reader_label(self) -> str:
@@ -133,6 +147,7 @@ def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.Argumen
     add("--keep-tokens", type=integers, default=(256, 512), help="budgets in tokens (default: 256,512)")
     add("--keep-rates", type=numbers, default=(), help="budgets as fractions of the context's tokens")
     add("--decode", type=int, default=0, help="tokens to decode for exact match; 0: answer NLL alone (default)")
+    add("--split", choices=SPLITS, default="test", help="of the problems; tune on validation (default: %(default)s)")
     add("--max-answer", type=int, default=384, help="most tokens of a solution (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="prompts at a time (default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the reader (default: %(default)s)")
@@ -175,6 +190,7 @@ def word_problems(options: argparse.Namespace, dataset: str, shots: int, reader:
         decode=options.decode,
         dtype=options.dtype,
         at=shots,
+        split=options.split,
     )
 
 

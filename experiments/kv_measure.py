@@ -190,7 +190,7 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
 
 def _questions(setting: CacheSetting, subject: Subject, example: Example, index: int) -> list[Example]:
     """The example, and as many others with the same context as are wanted, where the task can ask them."""
-    drawn = questions_of(subject.task, example, setting.questions, example_rng(0, "test", index))
+    drawn = questions_of(subject.task, example, setting.questions, example_rng(0, setting.split, index))
     others = [replace(example, question=question, answer=answer, support=None) for question, answer in drawn[1:]]
     return [example, *others]
 

@@ -73,6 +73,7 @@ def setting_of(options: argparse.Namespace, reader: str, task: str, tokens: int)
         at=tokens,
         benchmark="" if task == "text" else "ruler",
         aware=options.question,
+        split=options.split,
         questions=options.questions,
         sinks=options.sinks,
     )

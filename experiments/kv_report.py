@@ -140,7 +140,7 @@ def costs(table: Table, parts: Sequence[Part]) -> str:
 
 
 def _where(setting: Setting) -> str:
-    return f"{setting.title}, {setting.reader}"
+    return setting.heading
 
 
 def _cost(line: Line) -> str:

@@ -114,7 +114,7 @@ def measured(table: Table, options: argparse.Namespace, measure_work: Measure | 
 def _part(
     setting: Setting, methods: Sequence[Method], options: argparse.Namespace, clock: Clock, measure_work: Measure
 ) -> Part:
-    print(f"{setting.title}, {setting.reader}", flush=True)
+    print(setting.heading, flush=True)
     columns: dict[str, dict[int, dict[str, list[Piece]]]] = {method.name: {} for method in methods}
     needs: dict[str, list[str]] = {method.name: [] for method in methods}
     devices: set[str] = set()
@@ -245,4 +245,4 @@ def cell_path(cells: Path, setting: Setting, method: Method, seed: int) -> Path:
     name += f"_{method.draw}" if method.draw != "budget" else ""
     name += f"_seed{seed}" if seed and (draws or method.run) else ""
     name += f"_decode{setting.decode}" if setting.decode else ""
-    return cells / setting.reader_label / setting.name / f"{name}.npz"
+    return cells / setting.reader_label / setting.label / f"{name}.npz"

@@ -2,13 +2,14 @@
 
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp tables reasoning
 
-Of the candidates of `configs/reasoning.py` half are of the question's family. Two rows answer the same questions
-after other contexts, which no method has: four and sixteen examples of the right family. The oracle keeps the family's
-own first, out of the same candidates. Exact match is teacher-forced unless --decode says otherwise.
+Of the candidates (sixteen, as in `configs/reasoning.py`, or --shots) half are of the question's family. Two rows answer
+the same questions after other contexts, which no method has: four and sixteen examples of the right family. The oracle
+keeps the family's own first, out of the same candidates. Exact match is teacher-forced unless --decode says otherwise.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from experiments.tables import run_table
 from rcp.config_file import load_config
 
 NAME = "reasoning"
+SHOTS = 16  # the config's
 FILE = Path(__file__).resolve().parent.parent / "configs" / "reasoning.py"
 
 
@@ -33,7 +35,7 @@ def of_family(shots: int) -> Method:
 METHODS = (
     Method("ours", "ours", NAME, f"configs/{NAME}.py", about="trained by configs/reasoning.py"),
     Method("none", "none", about="the question alone"),
-    Method("full", "full", about="all sixteen candidates, whatever the budget"),
+    Method("full", "full", about="all candidates, whatever the budget"),
     Method("shorter", "shorter", about="uncompressed: the first candidates that fit the budget whole"),
     Method("random", "random", about="candidates at random"),
     Method("first", "first"),
@@ -47,22 +49,24 @@ METHODS = (
 )
 
 
-def setting_of(examples: int, keep_tokens: Sequence[int], batch_size: int, decode: int, dtype: str) -> Setting:
-    """The questions, candidates and reader of the config, and where no budget is given those of its evaluation."""
+def setting_of(options: argparse.Namespace, shots: int = SHOTS) -> Setting:
+    """The questions, reader and budgets (where none is given) of the config; half of the candidates are others'."""
     config = load_config(FILE)
     return Setting(
-        name=NAME,
-        title="16 candidates of mixed families",
-        task={"name": config.task.name, **config.task.fields},
+        name=NAME if shots == SHOTS else f"{NAME}_{shots}",
+        title=f"{shots} candidates of mixed families",
+        task={"name": config.task.name, **config.task.fields, "shots": shots, "distractors": shots // 2},
         reader=config.model.name,
-        max_segments=config.data.max_segments,
+        max_segments=shots,
         max_answer=config.data.max_answer,
-        examples=examples,
-        keep_tokens=tuple(keep_tokens) or config.eval.keep_tokens,
-        batch_size=batch_size,
-        decode=decode,
+        examples=options.examples,
+        keep_tokens=tuple(options.keep_tokens) or config.eval.keep_tokens,
+        batch_size=options.batch_size,
+        decode=options.decode,
         exact=True,
-        dtype=dtype,
+        dtype=options.dtype,
+        at=shots,
+        split=options.split,
     )
 
 
@@ -87,16 +91,17 @@ def by_family(parts: Sequence[Part]) -> str:
     return "\n".join(out)
 
 
+def options_of(argv: Sequence[str]) -> argparse.Namespace:
+    return parser_of(NAME, __doc__, keep_tokens=(), batch_size=16).parse_args(argv)
+
+
 def main(argv: Sequence[str]) -> int:
     """Measures, writes and prints the table."""
-    parser = parser_of(NAME, __doc__, keep_tokens=(), batch_size=16)
-    options = parser.parse_args(argv)
+    options = options_of(argv)
     table = Table(
         title="Few-shot problems of reasoning-gym out of mixed candidates",
-        about="Sixteen worked examples of several families before each question; a budget counts their tokens.",
-        settings=(
-            setting_of(options.examples, options.keep_tokens, options.batch_size, options.decode, options.dtype),
-        ),
+        about="Worked examples of several families before each question; a budget counts their tokens.",
+        settings=tuple(setting_of(options, shots) for shots in options.shots),
         methods=chosen(METHODS, options.methods),
     )
     return run_table(NAME, table, options, by_family)

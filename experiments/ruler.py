@@ -72,6 +72,7 @@ def setting_of(options: argparse.Namespace, reader: str, task: str, tokens: int)
         exact=task != "text",
         dtype=options.dtype,
         at=tokens,
+        split=options.split,
     )
 
 

@@ -84,13 +84,14 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
             "batch_size": setting.batch_size,
             "decode": setting.decode,
             "shown": 0,
+            "split": setting.split,
             "draw": method.draw,
             "seed": 0 if method.draw == "budget" else seed,
         },
     }
     config = from_dict(values)
     task = make_task(config)
-    if isinstance(task, WordProblems) and (count := len(task.problems("test"))) < setting.examples:
+    if isinstance(task, WordProblems) and (count := len(task.problems(config.eval.split))) < setting.examples:
         config = replace(config, eval=replace(config.eval, examples=count))
     return config
 

@@ -57,7 +57,7 @@ def _rounded(value: object) -> object:
 def grids(table: Table, part: Part, lines: Sequence[Line]) -> list[Grid]:
     """Of a part: each metric, ours less each, and the costs."""
     n = max((line.n for line in lines), default=0)
-    where = f"{part.setting.title}, {part.setting.reader}, n = {n}"
+    where = f"{part.setting.heading}, n = {n}"
     out = []
     for metric in metrics_of(part.setting):
         mine = [line for line in lines if line.metric == metric]
@@ -121,7 +121,7 @@ def markdown(name: str, table: Table, contents: Sequence[tuple[Part, Sequence[Gr
     for part, found in contents:
         out += [line for content in found for line in markdown_lines(content, table.ours)]
         if missing := needs(part):
-            out += [f"Not measured ({part.setting.title}, {part.setting.reader}):", "", *missing, ""]
+            out += [f"Not measured ({part.setting.heading}):", "", *missing, ""]
     devices = sorted({device for part, _ in contents for device in part.devices})
     methods = {row.method.name: row.method.about for part, _ in contents for row in part.rows if row.method.about}
     out += [LEGEND, *([COSTS] if table.costs else []), ""]

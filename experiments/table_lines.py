@@ -81,7 +81,7 @@ def lines_of(table: Table, part: Part, resamples: int) -> list[Line]:
                     out.append(_line(part, row, column, mine, budget, metric, resamples, cost, text))
                     found += 1
             if not found:
-                names = (part.setting.reader, part.setting.name, row.method.name, "", metric)
+                names = (part.setting.reader, part.setting.label, row.method.name, "", metric)
                 out.append(Line(*names, **text))
     return out
 
@@ -113,7 +113,7 @@ def _line(
         numbers |= {"difference": mean, "difference_low": low, "difference_high": high}
     return Line(
         part.setting.reader,
-        part.setting.name,
+        part.setting.label,
         row.method.name,
         budget,
         metric,

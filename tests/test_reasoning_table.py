@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from experiments.measure import Column, Part, Row
-from experiments.reasoning import METHODS, by_family, setting_of
+from experiments.reasoning import METHODS, by_family, options_of, setting_of
+from experiments.subjects import config_of
 from rcp.data.tasks.reasoning_gym import ReasoningGym
+from rcp.train.build import make_task
 
 
 def test_the_references_ask_the_same_questions() -> None:
     """Four and sixteen examples, all of the question's family, before the questions that every other row answers."""
     pytest.importorskip("reasoning_gym")
-    task = {key: value for key, value in setting_of(8, (), 8, 0, "bfloat16").task.items() if key != "name"}
+    task = {key: value for key, value in setting_of(options_of(())).task.items() if key != "name"}
     mixed = ReasoningGym(**task)
     others = {method.name: ReasoningGym(**{**task, **method.task}) for method in METHODS if method.task}
     assert set(others) == {"family_4", "family_16"}
@@ -26,8 +28,20 @@ def test_the_references_ask_the_same_questions() -> None:
             assert len(same.context) == int(name.removeprefix("family_")) and same.support is None
 
 
+def test_more_candidates_and_another_split_are_settings_of_their_own() -> None:
+    pytest.importorskip("reasoning_gym")
+    options = options_of(["--split=validation", "--examples=2"])
+    usual, wider = setting_of(options_of(())), setting_of(options, 64)
+    assert (usual.label, wider.label) == ("reasoning", "reasoning_64_validation")
+    assert "validation split" in wider.heading and "split" not in usual.heading
+    found = config_of(wider, METHODS[2], ["full"], 0)
+    assert found.eval.split == "validation" and found.data.max_segments == 64
+    example = make_task(found).example("validation", 0)
+    assert len(example.context) == 64 and len(example.support or ()) == 32
+
+
 def test_exact_match_by_family() -> None:
-    setting = setting_of(6, (40,), 2, 0, "float32")
+    setting = setting_of(options_of(["--examples=6", "--keep-tokens=40"]))
     families = setting.task["families"]
     n, one = 2 * len(families), np.ones(2 * len(families))
     index = np.arange(n, dtype=np.float64)
