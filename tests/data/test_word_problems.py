@@ -122,7 +122,7 @@ def test_parts_do_not_overlap(folder):
     assert len(Gsm8k(**SMALL).examples("test")) == 40
 
 
-@pytest.mark.parametrize("candidates", ["random", "bm25"])
+@pytest.mark.parametrize("candidates", ["random", "nested", "bm25"])
 @pytest.mark.parametrize("name", ["gsm8k", "svamp", "addsub", "multiarith", "singleeq", "mrd3"])
 def test_prompts(folder, name, candidates):
     task = TASKS[name](candidates=candidates, **SMALL)
@@ -152,6 +152,13 @@ def test_a_question_is_never_its_own_shot(folder):
     task = Gsm8k(candidates="bm25", **SMALL)
     example = task.example("train", 0, task.shot_pool[0])
     assert all(task.shot_pool[0].question not in shot for shot in example.context)
+
+
+def test_nested_candidates_hold_those_of_fewer_shots(folder):
+    few, more = (Gsm8k(candidates="nested", shots=shots, pool_size=15, validation_size=5) for shots in (3, 9))
+    found = [(set(few.examples("test", 4)[i].context), set(more.examples("test", 4)[i].context)) for i in range(4)]
+    assert all(len(a) == 3 and len(b) == 9 and a < b for a, b in found)
+    assert len({frozenset(a) for a, _ in found}) > 1  # another draw for another problem
 
 
 def test_pool_and_difficulty(folder):
@@ -280,7 +287,7 @@ def test_not_utf8(folder):
         ({"pool": "handwritten", "shots": 9}, "task.shots = 9: expected at most 8"),
         ({"append": 9}, "task.append = 9: expected 0 to 8"),
         ({"pool": "handwritten", "append": 1}, "task.append = 1: expected 0 with"),
-        ({"candidates": "best"}, "task.candidates = 'best': expected random or bm25"),
+        ({"candidates": "best"}, "task.candidates = 'best': expected random or nested or bm25"),
         ({"source": "web"}, "task.source"),
         ({"order": "steps"}, "task.order = 'steps': expected \"\" or difficulty"),
     ],

@@ -77,8 +77,9 @@ class WordProblems:
       shots: candidate shots in each context.
       append: so many of our hand-written shots after the candidates, right before the question, as in CoT-Influx. All
         their tokens are forced: every method keeps them, and budgets count them.
-      candidates: "random" draws shots from the pool; "bm25" takes those most like the question. Either way they
-        stand in random order, and none has the question's own text.
+      candidates: "random" draws shots from the pool, and "nested" too, but so that what is drawn of fewer shots is also
+        among more; "bm25" takes those most like the question. They always stand in random order, and none has the
+        question's own text.
       pool_size, validation_size: rows of each data set that are set aside.
       max_difficulty: leaves out harder training problems and shots of MRD3 (0: none).
       order: "difficulty" puts the training problems asked for in order of MRD3's difficulty, then of its steps, for a
@@ -97,7 +98,7 @@ class WordProblems:
     pool: str = ""
     shots: int = 8
     append: int = 0
-    candidates: Literal["random", "bm25"] = "random"
+    candidates: Literal["random", "nested", "bm25"] = "random"
     pool_size: int = 2_000
     validation_size: int = 500
     max_difficulty: int = 0
@@ -127,8 +128,12 @@ class WordProblems:
         if not 0 <= self.equations <= marked:
             expected = "a share from 0 to 1" if marked else f"0: {self.dataset} has no marked equations"
             raise UserError(f"config.task.equations = {self.equations}: expected {expected}")
-        options = (("candidates", ("random", "bm25")), ("source", ("files", "tfds")), ("order", ("", "difficulty")))
-        for key, allowed in options:
+        options = {
+            "candidates": ("random", "nested", "bm25"),
+            "source": ("files", "tfds"),
+            "order": ("", "difficulty"),
+        }
+        for key, allowed in options.items():
             if getattr(self, key) not in allowed:
                 expected = " or ".join(name or '""' for name in allowed)
                 raise UserError(f"config.task.{key} = {getattr(self, key)!r}: expected {expected}")
@@ -240,6 +245,8 @@ class WordProblems:
             return pool[: self.shots]
         if self.candidates == "bm25":
             order = np.argsort(-self._bm25.get_scores(_words(problem.question)), kind="stable")[: self.shots + 8]
+        elif self.candidates == "nested":
+            order = rng.permutation(len(pool))[: self.shots + 8]
         else:
             order = rng.choice(len(pool), min(len(pool), self.shots + 8), replace=False)
         own = _words(problem.question)
