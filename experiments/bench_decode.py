@@ -8,8 +8,9 @@ One run, the same weights and token ids on every side. The parts of all sides ar
 numbers are medians over the repeats. A setting is repeated until it has taken `--seconds`, or `--repeats` times, but
 twice at least.
 Floors: a decoded token has to read every weight and every cache entry once, at the bandwidth measured in the same run;
-a prompt needs its products (of attention the causal half), at the measured rate of large products. `--python` is an
-environment with torch and transformers (see experiments/beside_transformers.py); without it ours runs alone.
+a prompt needs its products (of attention the causal half), at the measured rate of large products. Decoding is measured
+with weights in 8 bits too (`ContextModel(int8_weights=True)`). `--python` is an environment with torch and transformers
+(see experiments/beside_transformers.py); without it ours runs alone.
 `--output` gets bench_decode.json, .md and .png; settings of an earlier run that are not measured again stay, so that
 both must be runs of the same model, policy and sides.
 """
@@ -77,6 +78,7 @@ def measure(ours: Ours, others: Sequence[Other], ids: np.ndarray, dtype: str, ar
                 seconds.setdefault(name, {}).setdefault(part, []).append(value)
         if number + 1 >= LEAST and time.perf_counter() - start > arguments.seconds:
             break
+    same["ours, int8 weights"] = float(np.mean([a == b for a, b in zip(ours.decoded_rounded, ours.decoded)]))
     return {"seconds": seconds, "same tokens": same}
 
 

@@ -85,6 +85,29 @@ def decode_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
             yield row
 
 
+def eight_bit_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The whole cache, decoded with weights in 8 bits. The floor's products are those of the dtype."""
+    shape, new = TransformerConfig(**report["shape"]), report["new"]
+    yield [
+        "dtype of the rest",
+        "tokens",
+        "batch",
+        "decode, tokens/s",
+        FLOOR,
+        "speed over that of the weights as they are",
+    ]
+    yield [f"{name}: its seconds over these" for name in report["others"]]
+    for cell in report["cells"]:
+        mine = of(cell, "ours", "int8 weights")
+        if mine is None:
+            continue
+        work = decoding(shape, cell["tokens"], cell["batch"], cell["dtype"], int8_weights=True)
+        floor = new * Machine(**cell["machine"]).floor(*work, cell["dtype"])
+        row = [cell["dtype"], str(cell["tokens"]), str(cell["batch"]), f"{cell['batch'] * new / mine:.1f}"]
+        row += [shown(mine / floor), shown(ratio(cell, ("ours", "decode 1"), ("ours", "int8 weights")))]
+        yield row + [shown(ratio(cell, (name, "decode"), ("ours", "int8 weights"))) for name in report["others"]]
+
+
 def table(rows: Iterator[list[str]], columns: int) -> str:
     """Markdown; the first `columns` rows together are the head."""
     head = [name for _ in range(columns) for name in next(rows)]
@@ -114,6 +137,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "\n## Reading\n\n" + table(prefill_rows(report), 1 + others),
         "\n## Decoding\n\n" + table(decode_rows(report), 3 + others),
     ]
+    if any("int8 weights" in cell["seconds"]["ours"] for cell in report["cells"]):
+        lines.append("\n## Decoding with weights in 8 bits\n\n" + table(eight_bit_rows(report), 2))
     if same:
         lines.append("\nShare of rows in which the decoded tokens are the same as ours: " + "; ".join(same) + ".")
     return "\n".join(lines) + "\n"

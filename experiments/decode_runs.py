@@ -18,7 +18,6 @@ from rcp.eviction.prompt import Eviction
 from rcp.infer import programs
 from rcp.infer.generate import prefill
 from rcp.nn.cache import as_context
-from rcp.nn.step import unstacked
 from rcp.nn.transformer import Transformer
 
 MULTIPLE, RUNS = 64, 4  # as `ContextModel` has them
@@ -51,7 +50,8 @@ class ModelWeights:
     def __init__(self, model: Transformer):
         self.graph, params = nnx.split(model)
         self.params = jax.tree.map(jnp.asarray, params)
-        self.layers = jax.jit(lambda params: unstacked(nnx.merge(self.graph, params)))(self.params)
+        self.layers = programs.weights_of(self.graph, self.params)
+        self.rounded = programs.weights_of(self.graph, self.params, int8=True)
 
 
 class Ours:
@@ -79,15 +79,19 @@ class Ours:
         self._prunes: dict[float, Program] = {}
         options = {"max_new": new, "eos_ids": (), "pad_id": 0}
         self._decodes = {name: Program(programs.go_on, graph, **options) for name in (1.0, *rates)}
+        self._decode_rounded = Program(programs.go_on, graph, **options)
         self._fresh = {rate: Program(programs.go_on, graph, **options) for rate in rates}
         self.decoded: list[list[int]] = []
+        self.decoded_rounded: list[list[int]] = []
 
     def short(self, rate: float) -> int:
         return max(1, int(rate * self._tokens.shape[1]))
 
     def once(self) -> dict[str, float]:
-        """Seconds of each part: "prefill", "decode 1", and for a rate r "read", "prune r", "decode r", "fresh r".
+        """Seconds of each part: "prefill", "decode 1", "int8 weights", and for a rate r "read", "prune r", "decode r",
+        "fresh r".
 
+        "int8 weights" is "decode 1" with the weights in 8 bits.
         "read" is reading in chunks with what the policy gathers; "fresh r" is decoding behind a prompt that had no more
         than the kept tokens from the start.
         """
@@ -95,6 +99,8 @@ class Ours:
         seconds["prefill"], (logits, cache) = self._prefills[self._tokens.shape[1]](w.params, self._tokens)
         seconds["decode 1"], out = self._decodes[1.0](w.params, as_context(cache), logits, None, w.layers)
         self.decoded = np.asarray(out.tokens).tolist()
+        seconds["int8 weights"], out = self._decode_rounded(w.params, as_context(cache), logits, None, w.rounded)
+        self.decoded_rounded = np.asarray(out.tokens).tolist()
         del cache
         if not self.rates:
             return seconds

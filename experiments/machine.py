@@ -63,9 +63,11 @@ def reading(shape: TransformerConfig, tokens: int, batch: int) -> float:
     return products - 4 * batch * shape.n_layers * shape.n_heads * shape.head_dim * skipped
 
 
-def decoding(shape: TransformerConfig, slots: int, batch: int, dtype: str) -> tuple[float, float]:
+def decoding(
+    shape: TransformerConfig, slots: int, batch: int, dtype: str, *, int8_weights: bool = False
+) -> tuple[float, float]:
     """FLOPs and bytes of one token a row behind `slots` entries: every weight and every entry once."""
     flops = forward(shape, 1, batch=batch, past=slots, logits=1).products
     weights = shape.n_layers * layer_parameters(shape) + shape.d_model * shape.vocab_size
     entries = 2 * batch * shape.n_layers * slots * shape.n_kv_heads * shape.head_dim
-    return flops, float((weights + entries) * SIZES[dtype])
+    return flops, float(weights * (1 if int8_weights else SIZES[dtype]) + entries * SIZES[dtype])

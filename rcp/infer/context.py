@@ -7,6 +7,7 @@ Query-aware: the question is read with the context, so that policies see it, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from rcp.infer.generate import Generated
 from rcp.infer.lossless import Lossless
 from rcp.infer.sample import Sampling
 from rcp.nn.cache import Context
-from rcp.nn.step import LayerWeights
+from rcp.nn.step import DecodingWeights
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
 
@@ -70,7 +71,9 @@ class ContextModel:
       needs: what is gathered in reading; None: what its own policy needs.
       runs: at most so many runs of layers may differ in capacity.
       int8: what is kept is rounded to 8 bits; tokens read behind it are not.
-      weights: those of another `ContextModel` of the same model, which are a copy of all of its layers.
+      int8_weights: tokens are decoded, and drafted, by weights rounded to 8 bits; contexts and questions are read, and
+        drafts verified, by the weights as they are.
+      weights: those of another `ContextModel` of the same model, which are a copy of all of its layers; as they are.
     """
 
     def __init__(
@@ -84,9 +87,10 @@ class ContextModel:
         multiple: int = 64,
         runs: int = 4,
         int8: bool = False,
+        int8_weights: bool = False,
         eos_ids: Sequence[int] = (),
         pad_id: int = 0,
-        weights: LayerWeights | None = None,
+        weights: DecodingWeights | None = None,
     ):
         self.eviction = eviction
         self._needs = eviction.policy.needs if needs is None else needs
@@ -96,7 +100,7 @@ class ContextModel:
             )
         self._graph, self._params = nnx.split(model)
         self._repeat, self._chunk, self._multiple, self._runs = repeat, chunk, multiple, runs
-        self._int8 = int8
+        self._int8, self._int8_weights = int8, int8_weights
         self._eos_ids, self._pad_id = tuple(eos_ids), pad_id
         self._weights = weights
 
@@ -212,7 +216,8 @@ class ContextModel:
             tokens, valid = self._asked(context, questions)
         options = self._decoding(max_new) | {"gamma": gamma, "turned": self.eviction.repack}
         both = (read.cache, read.logits, context)
-        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, self.weights, **options)
+        by = (self._verifying, self.weights)
+        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, *by, **options)
         counts = (np.asarray(x) for x in (found.drafted, found.accepted, found.blocks))
         return LosslessAnswers(self._ids(found), *counts)
 
@@ -228,11 +233,15 @@ class ContextModel:
         return self._ids(programs.go_on(self._graph, self._params, *given, **self._decoding(max_new)))
 
     @property
-    def weights(self) -> LayerWeights:
+    def weights(self) -> DecodingWeights:
         """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
         if self._weights is None:
-            self._weights = programs.weights_of(self._graph, self._params)
+            self._weights = programs.weights_of(self._graph, self._params, int8=self._int8_weights)
         return self._weights
+
+    @cached_property
+    def _verifying(self) -> DecodingWeights:
+        return programs.weights_of(self._graph, self._params) if self._int8_weights else self.weights
 
     def _capacities(self, counts: np.ndarray, entries: int) -> tuple[int, ...]:
         """One a layer, which hold `counts` entries of each; there are `entries` slots before pruning."""

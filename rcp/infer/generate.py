@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.infer.sample import Sampling, next_token, sample_keys
 from rcp.nn.cache import Context, KVCache, append, repeated, tail_of
 from rcp.nn.chunk import read_chunk
-from rcp.nn.step import LayerWeights, as_tokens, joined, laid_cache, laid_context, step, unstacked
+from rcp.nn.step import DecodingWeights, as_tokens, joined, laid_cache, laid_context, logits_of, step, unstacked
 from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
@@ -84,7 +84,7 @@ def decode(
     pad_id: int = 0,
     sampling: Sampling | None = None,
     context: Context | None = None,
-    weights: LayerWeights | None = None,
+    weights: DecodingWeights | None = None,
 ) -> tuple[Generated, KVCache]:
     """Continues from `prefill`'s result, until every example has ended or has `max_new` tokens.
 
@@ -115,7 +115,7 @@ def decode(
         done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
         # The last token of all needs no reading, but stopping for it would cost a branch a step.
         h, new = step(model, weights, past, new, number, token[:, None], cache.position + read)
-        return number + 1, model.logits(h[:, 0]), new, done, out, length, read + ~done
+        return number + 1, logits_of(model, weights, h[:, 0]), new, done, out, length, read + ~done
 
     none = jnp.zeros((batch,), jnp.int32)
     start = (

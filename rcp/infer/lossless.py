@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rcp.infer.sample import Sampling, next_token
 from rcp.nn.cache import Context, KVCache, append
-from rcp.nn.step import LayerWeights, New, as_tokens, joined, laid_cache, laid_context, step, unstacked
+from rcp.nn.step import DecodingWeights, New, as_tokens, joined, laid_cache, laid_context, logits_of, step, unstacked
 from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 
@@ -72,7 +72,8 @@ def decode_lossless(
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
     sampling: Sampling | None = None,
-    weights: LayerWeights | None = None,
+    weights: DecodingWeights | None = None,
+    drafting: DecodingWeights | None = None,
 ) -> Lossless:
     """What `decode` gives behind the whole context, until every example has ended or has `max_new` tokens.
 
@@ -81,7 +82,7 @@ def decode_lossless(
         `max_new + gamma` tokens more.
       pruned: its next position must be that of the whole one (see `rcp.eviction.compaction.moved`).
       gamma: tokens drafted a block.
-      weights: as in `rcp.infer.generate.decode`.
+      weights: as in `rcp.infer.generate.decode`. drafting: others to draft by, such as rounded ones.
     """
     if gamma < 1 or max_new < 1:
         raise ValueError(f"gamma={gamma}, max_new={max_new}: expected both from 1 on")
@@ -89,8 +90,9 @@ def decode_lossless(
     ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
     place = jnp.arange(gamma + 1, dtype=jnp.int32)[None]
     weights = unstacked(model) if weights is None else weights
+    drafting = weights if drafting is None else drafting
     before_draft, before_block = laid_context(pruned), laid_context(whole)
-    drafting, verifying = (room_for(model, batch, count) for count in (gamma, gamma + 1))
+    drafted, verified = (room_for(model, batch, count) for count in (gamma, gamma + 1))
 
     def block(state: _State) -> _State:
         tail, at = state.tail, state.found.length
@@ -99,15 +101,16 @@ def decode_lossless(
         def draft(carry: tuple[Array, New], number: Array) -> tuple[tuple[Array, New], Array]:
             token, new = carry
             position = tail.position + number
-            h, new = step(model, weights, joined(before_draft, read), new, number, token[:, None], position)
-            token = next_token(model.logits(h[:, 0]), sampling, at + number)
+            h, new = step(model, drafting, joined(before_draft, read), new, number, token[:, None], position)
+            token = next_token(logits_of(model, drafting, h[:, 0]), sampling, at + number)
             return (token, new), token
 
-        _, drafts = lax.scan(draft, (state.token, drafting), jnp.arange(gamma, dtype=jnp.int32))
+        _, drafts = lax.scan(draft, (state.token, drafted), jnp.arange(gamma, dtype=jnp.int32))
         tokens = jnp.concatenate([state.token[:, None], drafts.T], axis=1)
-        h, new = step(model, weights, joined(before_block, read), verifying, 0, tokens, tail.position)
+        h, new = step(model, weights, joined(before_block, read), verified, 0, tokens, tail.position)
         tail = append(tail, *as_tokens(new, batch), None, tail.position + gamma + 1)
-        chosen = jax.vmap(lambda x, at: next_token(x, sampling, at), 1, 1)(model.logits(h), at[:, None] + place)
+        after = logits_of(model, weights, h)
+        chosen = jax.vmap(lambda x, at: next_token(x, sampling, at), 1, 1)(after, at[:, None] + place)
         return _accepted(state._replace(tail=tail), drafts.T, chosen, ends)
 
     first = next_token(logits, sampling, 0)

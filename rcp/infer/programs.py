@@ -77,6 +77,7 @@ def lossless(
     valid,
     drawn,
     weights=None,
+    drafting=None,
     *,
     gamma,
     turned,
@@ -96,9 +97,10 @@ def lossless(
         whole, context = (for_rows(x, len(tokens)) for x in (whole, context))
         logits, tail = prefill_behind(model, whole, tokens, valid=valid, room=room)
     options = {"gamma": gamma, "max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
-    return decode_lossless(model, logits, tail, whole=whole, pruned=context, sampling=drawn, weights=weights, **options)
+    by = {"sampling": drawn, "weights": weights, "drafting": drafting}
+    return decode_lossless(model, logits, tail, whole=whole, pruned=context, **by, **options)
 
 
-@partial(jax.jit, static_argnames="graph")
-def weights_of(graph, params):
-    return unstacked(nnx.merge(graph, params))
+@partial(jax.jit, static_argnames=("graph", "int8"))
+def weights_of(graph, params, *, int8=False):
+    return unstacked(nnx.merge(graph, params), int8=int8)

@@ -159,7 +159,7 @@ def _attend_in_blocks(q, k, v, valid, keep, past, block):
 
 # Products are written as batches of matrices, the queries of a group one below the other: as an einsum over the same
 # axes they take XLA two to three times as long on CPU.
-MATRICES = (((2,), (1,)), ((0,), (0,)))
+MATRIX_PRODUCT = (((2,), (1,)), ((0,), (0,)))
 
 
 def query_key_scores(q: Array, k: Array) -> Array:
@@ -170,7 +170,7 @@ def query_key_scores(q: Array, k: Array) -> Array:
     batch, queries, heads, group, dim = q.shape
     rows = q.transpose(0, 2, 3, 1, 4).reshape(batch * heads, group * queries, dim)
     columns = k.transpose(0, 2, 3, 1).reshape(batch * heads, dim, k.shape[1])
-    scores = lax.dot_general(rows, columns, MATRICES, preferred_element_type=jnp.float32)
+    scores = lax.dot_general(rows, columns, MATRIX_PRODUCT, preferred_element_type=jnp.float32)
     return scores.reshape(batch, heads, group, queries, k.shape[1]) * dim**-0.5
 
 
@@ -249,5 +249,5 @@ def _weighted_values(mass: Array, v: Array) -> Array:
     batch, heads, group, queries, keys = mass.shape
     rows = mass.astype(v.dtype).reshape(batch * heads, group * queries, keys)
     columns = v.transpose(0, 2, 1, 3).reshape(batch * heads, keys, v.shape[3])
-    out = lax.dot_general(rows, columns, MATRICES, preferred_element_type=jnp.float32)
+    out = lax.dot_general(rows, columns, MATRIX_PRODUCT, preferred_element_type=jnp.float32)
     return out.reshape(batch, heads, group, queries, v.shape[3]).transpose(0, 3, 1, 2, 4)

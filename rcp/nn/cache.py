@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from rcp.nn.eight_bit import rounded
+
 
 class KVCache(NamedTuple):
     """Keys (already rotated) and values of the tokens read so far.
@@ -132,11 +134,6 @@ def tail_of(context: Context, capacity: int, dtype: Any = None) -> KVCache:
 
 def quantised(context: Context) -> Context:
     """Keys and values as int8 with a scale for each entry and head: its largest number is 127."""
-
-    def rounded(x: Array) -> tuple[Array, Array]:
-        scale = jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1), 1e-8) / 127
-        return jnp.round(x.astype(jnp.float32) / scale[..., None]).astype(jnp.int8), scale
-
     runs = []
     for run in context.runs:
         (k, k_scale), (v, v_scale) = rounded(run.k), rounded(run.v)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from rcp.nn.eight_bit import EightBit, linear_8bit
 from rcp.nn.stacked import Sliced, from_slice
 
 
@@ -75,7 +76,9 @@ class LowRank(NamedTuple):
 
 
 def linear(
-    x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"] | Sliced | LowRank, dtype: jnp.dtype
+    x: Float[Array, "*batch inputs"],
+    weight: Float[Array, "inputs outputs"] | Sliced | LowRank | EightBit,
+    dtype: jnp.dtype,
 ) -> Float[Array, "*batch outputs"]:
     """`x @ weight` with operands in `dtype` and the product accumulated and returned in float32.
 
@@ -83,6 +86,8 @@ def linear(
     float32 there) and is the accurate choice everywhere. The same holds for both gradients, hence the custom rule. What
     a low-rank update adds is float32 throughout.
     """
+    if isinstance(weight, EightBit):
+        return linear_8bit(x, weight, dtype)
     if isinstance(weight, LowRank):
         update = _contract(_contract(x.astype(jnp.float32), weight.a, 0), weight.b, 0)
         return linear(x, weight.weight, dtype) + update

@@ -17,15 +17,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rcp.nn.attention import MATRICES, MAX_EXPONENT
+from rcp.nn.attention import MATRIX_PRODUCT, MAX_EXPONENT
 from rcp.nn.cache import Context, Entries, KVCache
-from rcp.nn.layers import rms_norm, rope_tables
+from rcp.nn.eight_bit import EightBit, eight_bit, linear_8bit, product_8bit
+from rcp.nn.layers import LowRank, rms_norm, rope_tables
+from rcp.nn.parameters import MATRICES
 from rcp.nn.transformer import Transformer
 
 ROWS_BY_COLUMNS = (((2,), (2,)), ((0,), (0,)))  # both operands are contracted over their last axis
 
-LayerWeights = tuple[dict[str, Any], ...]
-"""The parameters of each layer."""
+
+class DecodingWeights(NamedTuple):
+    """A model's parameters as decoding reads them.
+
+    Attributes:
+      layers: the parameters of each layer.
+      head: what makes logits of hidden states, where it is kept in 8 bits; None: the model's own.
+    """
+
+    layers: tuple[dict[str, Any], ...]
+    head: EightBit | None = None
 
 
 class Laid(NamedTuple):
@@ -50,10 +61,30 @@ New = tuple[tuple[Float[Array, "rows new dim"], Float[Array, "rows new dim"]], .
 """For each layer the keys and values of the new tokens, a slot each."""
 
 
-def unstacked(model: Transformer) -> LayerWeights:
-    """Each layer's parameters as arrays of their own: a copy of them all, to be made once for many decodings."""
+def unstacked(model: Transformer, *, int8: bool = False) -> DecodingWeights:
+    """Each layer's parameters as arrays of their own: a copy of them all, to be made once for many decodings.
+
+    `int8` rounds the matrices to 8 bits, an output's largest weight being 127, those of a low-rank update excepted.
+    """
     tree = model.layers.tree()
-    return tuple(jax.tree.map(lambda x, i=i: x[i], tree) for i in range(model.config.n_layers))
+    layers = [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(model.config.n_layers)]
+    if not int8:
+        return DecodingWeights(tuple(layers))
+    layers = tuple({name: _in_8_bits(w) if name in MATRICES else w for name, w in layer.items()} for layer in layers)
+    return DecodingWeights(layers, eight_bit(model.embedding[...] if model.head is None else model.head[...].T))
+
+
+def _in_8_bits(weight: Array | LowRank) -> EightBit | LowRank:
+    if isinstance(weight, LowRank):
+        return weight._replace(weight=_in_8_bits(weight.weight))
+    return eight_bit(weight.T)
+
+
+def logits_of(
+    model: Transformer, weights: DecodingWeights, h: Float[Array, "*batch dim"]
+) -> Float[Array, "*batch vocab"]:
+    """As `Transformer.logits`."""
+    return model.logits(h) if weights.head is None else linear_8bit(h, weights.head, model.dtype)
 
 
 def laid_cache(cache: KVCache, slots: int) -> Past:
@@ -119,7 +150,7 @@ def as_tokens(new: New, batch: int) -> tuple[Array, Array]:
 
 def step(
     model: Transformer,
-    weights: LayerWeights,
+    weights: DecodingWeights,
     past: Past,
     new: New,
     number: Int[Array, ""] | int,
@@ -135,7 +166,7 @@ def step(
     h = model.embed(tokens)
     rope = rope_tables(position[:, None] + jnp.arange(count, dtype=jnp.int32)[None], model.frequencies())
     written = []
-    for w, parts, (k, v) in zip(weights, past, new, strict=True):
+    for w, parts, (k, v) in zip(weights.layers, past, new, strict=True):
         p = model.project(w, h, rope)
         k, v = (lax.dynamic_update_slice(x, _by_row(y), (0, number, 0)) for x, y in ((k, p.k), (v, p.v)))
         h = model.finish(w, h, _attend(p.q, parts, k, v, number))
@@ -163,7 +194,7 @@ def _attend(q: Float[Array, "batch tokens heads dim"], past: tuple[Laid, ...], k
         top = jnp.maximum(top, jnp.max(counted, axis=-1, keepdims=True))
     mass = jnp.exp(own - top)
     total = jnp.sum(mass, axis=-1, keepdims=True)
-    out = lax.dot_general(mass.astype(v.dtype), v, MATRICES, preferred_element_type=jnp.float32)
+    out = lax.dot_general(mass.astype(v.dtype), v, MATRIX_PRODUCT, preferred_element_type=jnp.float32)
     for part, found in zip(past, earlier):
         if part.keep is None:
             mass = jnp.exp(found - top)
@@ -177,21 +208,13 @@ def _attend(q: Float[Array, "batch tokens heads dim"], past: tuple[Laid, ...], k
 
 def _scores(queries: Float[Array, "rows group dim"], part: Laid) -> Float[Array, "rows group slots"]:
     if part.scales is None:
-        scores = lax.dot_general(queries, part.k, MATRICES, preferred_element_type=jnp.float32)
+        scores = lax.dot_general(queries, part.k, MATRIX_PRODUCT, preferred_element_type=jnp.float32)
     else:
-        scores = _eight_bit_product(queries, part.k) * part.scales[0]
+        scores = product_8bit(queries, part.k, inner=1) * part.scales[0]
     return jnp.where(part.there, scores * queries.shape[-1] ** -0.5, -jnp.inf)
 
 
 def _values(mass: Float[Array, "rows group slots"], part: Laid, dtype: Any) -> Float[Array, "rows group dim"]:
     if part.scales is None:
-        return lax.dot_general(mass.astype(part.v.dtype), part.v, MATRICES, preferred_element_type=jnp.float32)
-    return _eight_bit_product((mass * part.scales[1]).astype(dtype), part.v)
-
-
-def _eight_bit_product(x: Float[Array, "rows n inner"], y: Array) -> Float[Array, "rows n outer"]:
-    """x y for int8 `y` [rows, inner, outer], float32."""
-    if jax.default_backend() != "cpu":
-        return lax.dot_general(x, y.astype(x.dtype), MATRICES, preferred_element_type=jnp.float32)
-    # As products and a sum, which XLA makes one loop of. Before a matrix product on CPU it writes y out in float32.
-    return jnp.sum(x.astype(jnp.float32)[..., None] * y.astype(jnp.float32)[:, None], axis=2)
+        return lax.dot_general(mass.astype(part.v.dtype), part.v, MATRIX_PRODUCT, preferred_element_type=jnp.float32)
+    return product_8bit((mass * part.scales[1]).astype(dtype), part.v, inner=1)
