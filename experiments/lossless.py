@@ -57,12 +57,13 @@ SETS = (
     ("gsm8k", 1504, 0.1),
 )
 """Task, tokens of a prompt, share of the prompts."""
+INT8 = "+int8"
 Prompt = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What drafts: `policy` names one of `POLICIES`, or the trained run."""
+    """What drafts: `policy` names one of `POLICIES`, or the trained run, and `INT8` behind it."""
 
     policy: str
     keep: float
@@ -103,7 +104,7 @@ def _ids(example: Example, tokenizer: Tokenizer) -> Prompt:
 
 
 def readers_of(loaded: Pretrained, options: argparse.Namespace) -> dict[str, ContextModel]:
-    """A model a policy; what one of them reads serves all."""
+    """A model a policy, and another whose weights are in 8 bits to draft; what one of them reads serves all."""
     evictions = {name: Eviction(POLICIES[name](), sinks=4) for name in options.policies}
     if options.run:
         if options.run.name in POLICIES:
@@ -111,9 +112,13 @@ def readers_of(loaded: Pretrained, options: argparse.Namespace) -> dict[str, Con
         evictions[options.run.name] = load_eviction(options.run, loaded)
     needs = all_needs(*(eviction.policy.needs for eviction in evictions.values()))
     eos_ids, pad_id = (loaded.tokenizer.eos_id,), loaded.tokenizer.pad_id
-    weights = programs.weights_of(*nnx.split(loaded.model))
-    make = partial(ContextModel, loaded.model, needs=needs, eos_ids=eos_ids, pad_id=pad_id, weights=weights)
-    return {name: make(eviction) for name, eviction in evictions.items()}
+    make = partial(ContextModel, loaded.model, needs=needs, eos_ids=eos_ids, pad_id=pad_id)
+    found = {}
+    for int8 in (False, True) if options.int8_drafts else (False,):
+        weights = programs.weights_of(*nnx.split(loaded.model), int8=int8)
+        for name, eviction in evictions.items():
+            found[name + INT8 * int8] = make(eviction, weights=weights, int8_weights=int8)
+    return found
 
 
 def _compiled() -> int:
@@ -216,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--policies", type=words, default=("snapkv", "expected_attention"), help="(default: both of them)")
     add("--run", type=Path, help="folder of a trained eviction scorer: one more policy")
+    add("--int8-drafts", action="store_true", help=f"every policy drafts by weights in 8 bits too, POLICY{INT8}")
     add("--keep", type=numbers, default=(0.125, 0.25, 0.5), help="shares kept (default: 0.125,0.25,0.5)")
     add("--gammas", type=integers, default=(4, 8), help="tokens drafted a block (default: 4,8)")
     add("--prompts", type=int, default=100, help="(default: %(default)s)")
