@@ -30,17 +30,18 @@ def test_lossless_is_measured_once_and_drawn_from_its_cells(folder, tmp_path, mo
     monkeypatch.setenv("RCP_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(lossless, "SETS", (("gsm8k", 220, 1.0),))  # of facts, since there is no such data
     flags = [f"--model={folder}", "--dtype=float32", "--policies=snapkv", "--keep=0.25", "--gammas=2"]
-    flags += ["--prompts=4", "--batch=2", "--new=8", f"--output={tmp_path}"]
+    flags += ["--prompts=4", "--batch=2", "--new=8", "--int8-drafts", f"--output={tmp_path}"]
     assert lossless.main(flags) == 0
     rows = json.loads((tmp_path / "lossless.json").read_text())["all"]
-    (row,) = rows
+    row, rounded = rows
+    assert (rounded["policy"], rounded["n"], rounded["identical"]) == ("snapkv+int8", 4, 4)
     assert (row["gamma"], row["n"], row["identical"]) == (2, 4, 4) and row["kept"] == pytest.approx(0.25, abs=0.01)
     assert 0 <= row["acceptance"] <= 1 <= row["a_block"] <= 3 and row["ratio"][0] > 0
     assert "| snapkv | 0.25 | 2 | 4 | 4 | - |" in (tmp_path / "lossless.md").read_text()
     cells = (tmp_path / "cells.jsonl").read_text()
     monkeypatch.setattr(lossless, "measure", lambda *_: pytest.fail("measured again"))
     assert lossless.main(flags) == 0 == lossless.main([*flags, "--minutes=0"])
-    assert (tmp_path / "cells.jsonl").read_text() == cells and len(cells.splitlines()) == 2
+    assert (tmp_path / "cells.jsonl").read_text() == cells and len(cells.splitlines()) == 4
     assert lossless.main([*flags, "--policies=snap"]) == 2 and "expected some of" in capsys.readouterr().err
 
 

@@ -63,6 +63,17 @@ def test_ratios_are_within_a_repeat_and_seconds_are_held_against_the_floor():
     assert whole[8:11] == ["1.00", "-", "1.00"] and whole[11] == f"{16 / 12:.1f}"
 
 
+def test_weights_in_8_bits_have_a_table_of_their_own_where_they_were_measured():
+    assert "8 bits" not in markdown(report_of())
+    report = report_of()
+    report["cells"][0]["seconds"]["ours"]["int8 weights"] = [2.0, 4.0]
+    line = [line for line in markdown(report).splitlines() if line.startswith("| float32")][-1]
+    flops, moved = decoding(TransformerConfig(**SHAPE), 100, 2, "float32", int8_weights=True)
+    assert moved < decoding(TransformerConfig(**SHAPE), 100, 2, "float32")[1]
+    floor = 8 * Machine(**MACHINE).floor(flops, moved, "float32")
+    assert line.strip("| ").split(" | ")[1:] == ["100", "2", f"{16 / 3:.1f}", f"{3 / floor:.2f}", "2.00", "4.00"]
+
+
 def test_settings_of_an_earlier_run_stay_if_it_was_of_the_same_kind(tmp_path):
     report = report_of()
     assert bench_decode.earlier_cells(tmp_path, report) == []
