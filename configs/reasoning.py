@@ -1,10 +1,10 @@
-"""Which of sixteen worked examples of mixed kinds to show SmolLM2-135M before a short problem, at the tokens of four.
+"""Which of 64 worked examples of mixed kinds to show SmolLM2-135M before a short problem, at the tokens of four.
 
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp eval --workdir=runs/reasoning
 
 Questions are of reasoning-gym families that this model can do from worked examples, as far as a small survey tells
-(experiments/results/reasoning.md). Of the sixteen candidates eight are of the question's family, in any order, others
-of the other families and of two worded like one of them (`ALIKE`). The pruner is not told which is which: its labels
+(experiments/results/reasoning.md). Of the 64 candidates 32 are of the question's family, in any order, others of the
+other families and of two worded like one of them (`ALIKE`). The pruner is not told which is which: its labels
 are how much likelier the gold answer is after each candidate alone (`train.prepare`), its reward is what the model
 answers after sixteen choices that the scorer draws by then; both are judged once (`policy.logged`). `rcp tables
 reasoning` compares with four and sixteen examples of the right family.
@@ -42,11 +42,11 @@ def get_config(variant: str = "both") -> ConfigDict:
         "name": "reasoning_gym",
         "families": tuple(FAMILIES),
         "distractor_families": (*FAMILIES, *ALIKE),
-        "shots": 16,
-        "distractors": 8,
+        "shots": 64,
+        "distractors": 32,
         "params": FAMILIES | ALIKE,
     }
-    c.data = {"batch_size": 8, "lengths": (640,), "max_segments": 16, "max_answer": 8, "train_examples": 640}
+    c.data = {"batch_size": 8, "lengths": (2048,), "max_segments": 64, "max_answer": 8, "train_examples": 640}
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     c.scorer = {"kind": "linear", "apart": True, "layer": 4, "products": True}
     c.budget = {"granularity": "segment", "keep_rates": (), "keep_tokens": (108,), "cut": "beginning"}

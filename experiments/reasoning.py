@@ -2,7 +2,7 @@
 
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp tables reasoning
 
-Of the candidates (sixteen, as in `configs/reasoning.py`, or --shots) half are of the question's family. Two rows answer
+Of the candidates (64, as in `configs/reasoning.py`, or --shots) half are of the question's family. Two rows answer
 the same questions after other contexts, which no method has: four and sixteen examples of the right family. The oracle
 keeps the family's own first, out of the same candidates. Exact match is teacher-forced unless --decode says otherwise.
 """
@@ -22,7 +22,6 @@ from experiments.tables import run_table
 from rcp.config_file import load_config
 
 NAME = "reasoning"
-SHOTS = 16  # the config's
 FILE = Path(__file__).resolve().parent.parent / "configs" / "reasoning.py"
 
 
@@ -49,11 +48,11 @@ METHODS = (
 )
 
 
-def setting_of(options: argparse.Namespace, shots: int = SHOTS) -> Setting:
+def setting_of(options: argparse.Namespace, shots: int) -> Setting:
     """The questions, reader and budgets (where none is given) of the config; half of the candidates are others'."""
     config = load_config(FILE)
     return Setting(
-        name=NAME if shots == SHOTS else f"{NAME}_{shots}",
+        name=f"{NAME}_{shots}",
         title=f"{shots} candidates of mixed families",
         task={"name": config.task.name, **config.task.fields, "shots": shots, "distractors": shots // 2},
         reader=config.model.name,
@@ -92,7 +91,7 @@ def by_family(parts: Sequence[Part]) -> str:
 
 
 def options_of(argv: Sequence[str]) -> argparse.Namespace:
-    return parser_of(NAME, __doc__, keep_tokens=(), batch_size=16).parse_args(argv)
+    return parser_of(NAME, __doc__, keep_tokens=(), shots=(64,), batch_size=16).parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:

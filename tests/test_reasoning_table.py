@@ -15,7 +15,7 @@ from rcp.train.build import make_task
 def test_the_references_ask_the_same_questions() -> None:
     """Four and sixteen examples, all of the question's family, before the questions that every other row answers."""
     pytest.importorskip("reasoning_gym")
-    task = {key: value for key, value in setting_of(options_of(())).task.items() if key != "name"}
+    task = {key: value for key, value in setting_of(options_of(()), 16).task.items() if key != "name"}
     mixed = ReasoningGym(**task)
     others = {method.name: ReasoningGym(**{**task, **method.task}) for method in METHODS if method.task}
     assert set(others) == {"family_4", "family_16"}
@@ -31,8 +31,8 @@ def test_the_references_ask_the_same_questions() -> None:
 def test_more_candidates_and_another_split_are_settings_of_their_own() -> None:
     pytest.importorskip("reasoning_gym")
     options = options_of(["--split=validation", "--examples=2"])
-    usual, wider = setting_of(options_of(())), setting_of(options, 64)
-    assert (usual.label, wider.label) == ("reasoning", "reasoning_64_validation")
+    usual, wider = setting_of(options_of(()), 16), setting_of(options, 64)
+    assert (usual.label, wider.label) == ("reasoning_16", "reasoning_64_validation")
     assert "validation split" in wider.heading and "split" not in usual.heading
     found = config_of(wider, METHODS[2], ["full"], 0)
     assert found.eval.split == "validation" and found.data.max_segments == 64
@@ -41,7 +41,7 @@ def test_more_candidates_and_another_split_are_settings_of_their_own() -> None:
 
 
 def test_exact_match_by_family() -> None:
-    setting = setting_of(options_of(["--examples=6", "--keep-tokens=40"]))
+    setting = setting_of(options_of(["--examples=6", "--keep-tokens=40"]), 16)
     families = setting.task["families"]
     n, one = 2 * len(families), np.ones(2 * len(families))
     index = np.arange(n, dtype=np.float64)
