@@ -4,7 +4,8 @@
     rcp eval --workdir=runs/rcp_math --config.eval.runs.llmlingua2=runs/llmlingua2
 
 Problems, candidates and model are those of rcp_math. The classifier (rcp/nn/encoder.py) reads the whole context and
-never the question; its labels say what each token does for the gold solution, to first order. A step takes 5 minutes of a CPU core, most of it the backward pass of the whole model over 16 shots; the row of
+never the question; its labels say what each token does for the gold solution, to first order. A step takes 5 minutes
+of a CPU core, most of it the backward pass of the whole model over 16 shots; the row of
 experiments/results/rcp_math.md was trained on four (--config.task.shots=4 --config.data.lengths=(768,)
 --config.data.overlong=drop_segments --config.data.max_segments=4 --config.train.steps=24), in 21 minutes.
 Variants: `configs/llmlingua2.py:gsm8k`, for the runs of configs/gsm8k.py.
