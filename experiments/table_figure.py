@@ -53,16 +53,19 @@ def _curves(axis: Any, table: Table, parts: Sequence[tuple[Part, Sequence[Line]]
         points = list({x: (x, line) for x, line in points}.values())  # full and none stand at every budget, once here
         if points:
             points.sort(key=lambda point: point[0])
-            _draw(axis, [x for x, _ in points], [line for _, line in points], method, bold=method == table.ours)
+            _draw(axis, [x for x, _ in points], [line for _, line in points], method, table)
     axis.set_xscale("log", base=2) if table.x == "setting" else None
 
 
-def _draw(axis: Any, x: Sequence[float], lines: Sequence[Line], method: str, *, bold: bool) -> None:
+def _draw(axis: Any, x: Sequence[float], lines: Sequence[Line], method: str, table: Table) -> None:
+    bold = method == table.ours
+    others = [row.name for row in table.methods if row.name not in COLOURS]  # dashed; of one colour in all panels
     axis.errorbar(
         x,
         [line.value for line in lines],
         yerr=_errors(lines),
-        color=COLOURS.get(method),
+        color=COLOURS[method] if method in COLOURS else f"C{others.index(method)}",
+        linestyle="--" if method in others else "-",
         marker=MARKERS.get(method, "."),
         markersize=5,
         linewidth=2.4 if bold else 1.1,
