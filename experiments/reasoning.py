@@ -91,6 +91,7 @@ def by_family(parts: Sequence[Part]) -> str:
 
 
 def options_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The table's flags; without --keep-tokens the budgets are those of the config's evaluation."""
     return parser_of(NAME, __doc__, keep_tokens=(), shots=(64,), batch_size=16).parse_args(argv)
 
 

@@ -36,6 +36,7 @@ def rounded(x: Float[Array, "*batch n"]) -> tuple[Int[Array, "*batch n"], Float[
 
 
 def eight_bit(weight: Float[Array, "outputs inputs"]) -> EightBit:
+    """The matrix rounded, an output at a time: a weight is off by half of its output's scale at most."""
     return EightBit(*rounded(weight))
 
 
