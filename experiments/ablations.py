@@ -1,7 +1,8 @@
 """What of the method does the work: every row is a trained run, evaluated on the same problems at the same budgets.
 
 A row whose run is missing says which command trains it. Pruners of shots, of tokens and of both; what the reward is
-made of; easy problems first; the question seen or not; supervised, reinforced, or both.
+made of; easy problems first; the question seen or not; supervised, reinforced, or both. Most rows need the labels and
+states that configs/rcp_math.py computes first: add --prepared=runs/rcp_math to the command to take them from there.
 """
 
 from __future__ import annotations

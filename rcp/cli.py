@@ -68,6 +68,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="checkpoints and metrics; a run there is gone on with"
     )
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="RUN",
+        help="take what the stage `prepare` computes from another run of the same task, examples and model",
+    )
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -84,7 +90,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.train.build import stages_of
     from rcp.train.loop import run
 
-    result = run(stages_of(config), config, arguments.workdir)
+    result = run(stages_of(config), config, arguments.workdir, arguments.prepared)
     if not result.finished:
         print(f"stopped after step {result.step} of stage {result.stage}; the same command goes on from there")
         return 128 + (result.signal or 0)

@@ -22,6 +22,15 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def differences(before: Config, now: Config) -> list[str]:
+    """A line for each key that decides the numbers of a run and differs."""
+    old, new = deciding_keys(before), deciding_keys(now)
+    return [
+        f"  config.{k}: {old.get(k, '(not set)')!r} there, {new.get(k, '(not set)')!r} now"
+        for k in differing_keys(before, now)
+    ]
+
+
 def save_config(config: Config, workdir: Path, *, writing: bool = True) -> None:
     """Writes `workdir/config.json`, after a check of a resumed run's configuration against the one there.
 
@@ -36,11 +45,7 @@ def save_config(config: Config, workdir: Path, *, writing: bool = True) -> None:
     path = workdir / "config.json"
     if path.exists():
         before = load_config(path)
-        old, new = deciding_keys(before), deciding_keys(config)
-        differ = [
-            f"  config.{k}: {old.get(k, '(not set)')!r} there, {new.get(k, '(not set)')!r} now"
-            for k in differing_keys(before, config)
-        ]
+        differ = differences(before, config)
         if config.train.steps < before.train.steps:
             differ.append(f"  config.train.steps: {before.train.steps} there, {config.train.steps} now (may only grow)")
         if differ:

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rcp.config import Config
-from rcp.config_saved import fingerprint, save_config
+from rcp.config_file import load_config
+from rcp.config_saved import differences, fingerprint, save_config
 from rcp.train.checkpoint import Checkpoints
 from rcp.train.export import is_export, read_export, write_export
 from rcp.train.metrics import Bar, MetricsLog, Report
@@ -61,6 +62,8 @@ class Stage:
       count_tokens: tokens of a batch, for tokens/s.
       failure: what went wrong outside the step, if anything has: it is raised before what the step made of it is saved.
       weights: fingerprint of the published weights that the stage starts from, if any; its checkpoints carry it.
+      decides: what of a config decides the stage, all else at its default, where that is less than the whole: such a
+        stage can be taken over from another run that agrees on it.
     """
 
     name: str
@@ -72,6 +75,11 @@ class Stage:
     count_tokens: Callable[[Any], int] = count_tokens
     weights: str | None = None
     failure: Callable[[], Exception | None] = lambda: None
+    decides: Callable[[Config], Config] | None = None
+
+    def fingerprint(self, config: Config) -> str:
+        """Of what its checkpoints stand for."""
+        return fingerprint(self.decides(config) if self.decides else config)
 
 
 @dataclass(frozen=True)
@@ -85,17 +93,21 @@ class Result:
     signal: int | None = None
 
 
-def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
+def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: str | Path | None = None) -> Result:
     """Trains every stage in turn, or goes on from the newest checkpoints in `workdir`.
 
     A run killed at any moment and started again ends with the parameters of one left alone. SIGTERM and SIGINT end it
     with a checkpoint, after the step under way or, with several processes, at the next checkpoint that is due; a second
     one ends it at once.
 
+    Args:
+      prepared: the folder of another run, from which the stages that can be shared (`Stage.decides`) are taken over
+        where this one has not begun them.
+
     Raises:
       UserError: the folder holds a run of another config, or an exported one; `optim.max_nonfinite` steps in a row
         were not finite (step and the term are named); the batch does not divide over the devices; no checkpoint
-        can be read.
+        can be read; `prepared` has no such stage, finished, or one of another task, model or the like.
     """
     workdir = Path(workdir)
     if is_export(workdir):
@@ -104,6 +116,8 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path) -> Result:
     parallel = Parallel(config.parallel)
     first = parallel.process == 0
     save_config(config, workdir, writing=first)
+    if prepared is not None:
+        _take_over(stages, config, workdir, Path(prepared))
     restored = _restore(stages, config, workdir)
     parallel.wait("restored")  # before any of them writes
     begin = sum(stage.steps for stage in stages[: restored.number])
@@ -210,6 +224,40 @@ def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: b
     return at
 
 
+def _take_over(stages: Sequence[Stage], config: Config, workdir: Path, other: Path) -> None:
+    """Copies the checkpoint that ends each stage that can be shared."""
+    shared = [(number, stage) for number, stage in enumerate(stages) if stage.decides]
+    if not shared:
+        raise UserError(
+            f"--prepared={other}: this config has no stage that could be taken over; expected config.train.prepare "
+            "and a published model"
+        )
+    for number, stage in shared:
+        if _folder(workdir, stage).exists():  # this run goes on with its own
+            continue
+        if not _folder(other, stage).exists():
+            raise UserError(f"--prepared={other}: expected the folder of a run with {_folder(other, stage)}")
+        assert stage.decides is not None
+        theirs = stage.decides(load_config(other / "config.json"))
+        if differ := differences(theirs, stage.decides(config)):
+            raise UserError(
+                f"--prepared={other}: what its stage {stage.name} computed does not fit this config:\n"
+                + "\n".join(differ)
+            )
+        source = _checkpoints(stage, config, other, writable=False)
+        try:
+            found = source.restore(_begin(stage, number, None).state)
+        finally:
+            source.close()
+        if found is None or found.step < stage.steps:
+            raise UserError(
+                f"--prepared={other}: its stage {stage.name} is not finished: run rcp train --workdir={other} first"
+            )
+        own = _checkpoints(stage, config, workdir)
+        own.save(found.step, found.state, found.pipeline)
+        own.close()
+
+
 def _folder(workdir: Path, stage: Stage) -> Path:
     return workdir / "checkpoints" / stage.name
 
@@ -217,7 +265,7 @@ def _folder(workdir: Path, stage: Stage) -> Path:
 def _checkpoints(stage: Stage, config: Config, workdir: Path, writable: bool = True) -> Checkpoints:
     return Checkpoints(
         _folder(workdir, stage),
-        fingerprint=fingerprint(config),
+        fingerprint=stage.fingerprint(config),
         weights=stage.weights,
         keep=config.train.keep,
         writable=writable,

@@ -8,11 +8,12 @@ spread over devices as any other training, and the stages after it look their ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from rcp.config import Config
+from rcp.config import Config, DataConfig, LabelConfig, ScorerSection
 from rcp.nn.layout import segment_exists
 from rcp.nn.scorer import POOLED
 from rcp.objectives import global_mean
@@ -34,6 +35,27 @@ def empty_table(config: Config, width: int) -> Table:
     if config.scorer.kind in POOLED:
         table["features"] = jnp.zeros((examples, segments + 1, width), jnp.float32)
     return table
+
+
+def decides(config: Config) -> Config:
+    """What of a config decides the table, all else at its default; of a model that is not trained in the run itself."""
+    d, s = config.data, config.scorer
+    data = DataConfig(
+        lengths=d.lengths,
+        max_segments=d.max_segments,
+        max_answer=d.max_answer,
+        train_examples=d.train_examples,
+        overlong=d.overlong,
+    )
+    seen = {"kind": POOLED[0], "apart": s.apart, "layer": s.layer, "question": s.question}
+    return replace(
+        Config(),
+        task=config.task,
+        model=config.model,
+        data=data,
+        labels=LabelConfig(source=config.labels.source) if _labelled(config) else LabelConfig(),
+        scorer=ScorerSection(**seen) if s.kind in POOLED else ScorerSection(),
+    )
 
 
 def make_prepare_step(

@@ -25,7 +25,7 @@ from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.outside import Outside
 from rcp.train.parallel import this_process
-from rcp.train.prepare_step import empty_table, make_prepare_step
+from rcp.train.prepare_step import decides, empty_table, make_prepare_step
 from rcp.train.reader_step import make_reader_step
 from rcp.train.state import Step, TrainState, new_state
 from rcp.train.step import make_pruner_step, needs_of
@@ -114,9 +114,9 @@ def prepare_stage(config: Config, parts: Parts, width: int) -> Stage:
     def frozen(previous: Params | None) -> Params:
         return {"model": parts.model(previous)}
 
-    return _one_pass(
-        "prepare", config, parts, make_prepare_step(config, parts.networks, parts.lengths), init_state, frozen
-    )
+    step = make_prepare_step(config, parts.networks, parts.lengths)
+    stage = _one_pass("prepare", config, parts, step, init_state, frozen)
+    return stage if parts.weights is None else replace(stage, decides=decides)
 
 
 def judge_stage(config: Config, seed: int, parts: Parts) -> Stage:

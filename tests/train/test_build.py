@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -182,6 +183,69 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
     elsewhere = load_trained(tmp_path / "prepared", ["--config.data.max_segments=5", "--config.data.train_examples=8"])
     jax.tree.map(np.testing.assert_array_equal, elsewhere.weights[0], found)
     assert elsewhere.config.data.max_segments == 5 and set(elsewhere.weights[1]) == {"model"}
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Any model but "scratch" is a small one with random weights."""
+    scratch = config_of()
+    model, tokenizer, _ = build_module.reader_of(scratch, build_module.make_task(scratch))
+    monkeypatch.setattr(
+        build_module, "load", lambda *_, **__: SimpleNamespace(model=model, tokenizer=tokenizer, fingerprint="weights")
+    )
+
+
+def preparing(**sections) -> Config:
+    sections["train"] = {"prepare": True, **sections.get("train", {})}
+    sections["scorer"] = {"kind": "pooled", "layer": 1, **sections.get("scorer", {})}
+    return config_of(**{"model": {"name": "some/model"}, "labels": {"source": "alone"}, **sections})
+
+
+def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path):
+    """Another scorer, other objectives, another seed: the run is the one that prepares for itself."""
+    first = preparing()
+    run(build(first).stages, first, tmp_path / "first")
+    other = replace(
+        preparing(scorer={"kind": "linear", "budget": True}, objectives={"bce": 1.0}, optim={"learning_rate": 0.01}),
+        seed=3,
+    )
+    expected = run(build(other).stages, other, tmp_path / "itself").state.params
+    found = run(build(other).stages, other, tmp_path / "other", prepared=tmp_path / "first").state.params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["pruner"] * 4
+    again = run(build(other).stages, other, tmp_path / "other", prepared=tmp_path / "gone").state.params
+    jax.tree.map(np.testing.assert_array_equal, again, expected)  # it goes on with what it has taken over
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"max_segments": 4}}, r"does not fit this config:\n  config.data.max_segments: 3 there, 4 now$"),
+        ({"labels": {"source": "leave_one_out"}}, r"config.labels.source: 'alone' there, 'leave_one_out' now$"),
+        ({"scorer": {"apart": True}}, r"config.scorer.apart: False there, True now$"),
+        ({"scorer": {"question": False}}, r"config.scorer.question: True there, False now$"),
+        ({"train": {"prepare": False}}, r"has no stage that could be taken over"),
+        ({"model": {"name": "scratch"}}, r"has no stage that could be taken over"),
+    ],
+)
+def test_what_was_prepared_otherwise_is_refused(published, tmp_path, sections, message):
+    first = preparing()
+    run(build(first).stages, first, tmp_path / "first")
+    config = preparing(**sections)
+    with pytest.raises(UserError, match=message):
+        run(build(config).stages, config, tmp_path / "other", prepared=tmp_path / "first")
+    assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_a_run_without_a_finished_preparation_has_none_to_share(published, tmp_path):
+    config = preparing()
+    stages = build(config).stages
+    with pytest.raises(UserError, match=r"--prepared=.*none: expected the folder of a run with .*prepare"):
+        run(stages, config, tmp_path / "other", prepared=tmp_path / "none")
+    run([replace(stages[0], steps=2)], config, tmp_path / "begun")
+    with pytest.raises(UserError, match=r"its stage prepare is not finished: run rcp train --workdir=.*begun first"):
+        run(stages, config, tmp_path / "other", prepared=tmp_path / "begun")
 
 
 def test_draws_are_judged_once_behind_the_warm_start_and_learned_from_by_the_pruner(tmp_path):
