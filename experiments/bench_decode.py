@@ -30,11 +30,12 @@ import numpy as np
 
 from experiments.beside_transformers import Other, llama_cpp, transformers
 from experiments.decode_report import figure, markdown
-from experiments.decode_runs import ModelWeights, Ours
+from experiments.decode_runs import Ours
 from experiments.grid import integers, numbers, words
 from experiments.machine import measured
 from experiments.prompts import long_prompts
 from rcp.eviction import POLICIES
+from rcp.infer.weights import ModelWeights
 from rcp.pretrained import Pretrained, load
 from rcp.pretrained.load import locate
 from rcp.train.parallel import use_compile_cache

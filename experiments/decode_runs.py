@@ -17,8 +17,8 @@ from rcp.eviction.compaction import stepped
 from rcp.eviction.prompt import Eviction
 from rcp.infer import programs
 from rcp.infer.generate import prefill
+from rcp.infer.weights import ModelWeights
 from rcp.nn.cache import as_context
-from rcp.nn.transformer import Transformer
 
 MULTIPLE, RUNS = 64, 4  # as `ContextModel` has them
 
@@ -42,16 +42,6 @@ class Program:
 @partial(jax.jit, static_argnames="graph")
 def _prefill(graph, params, tokens):
     return prefill(nnx.merge(graph, params), tokens, capacity=tokens.shape[1])
-
-
-class ModelWeights:
-    """A model's parameters as programs are given them, and what decoding reads of them, made once."""
-
-    def __init__(self, model: Transformer):
-        self.graph, params = nnx.split(model)
-        self.params = jax.tree.map(jnp.asarray, params)
-        self.layers = programs.weights_of(self.graph, self.params)
-        self.rounded = programs.weights_of(self.graph, self.params, int8=True)
 
 
 class Ours:

@@ -42,6 +42,7 @@ from rcp.infer import programs
 from rcp.infer.context import ContextModel
 from rcp.infer.generate import prefill_behind
 from rcp.infer.trained_eviction import load_eviction
+from rcp.infer.weights import ModelWeights
 from rcp.nn.cache import as_context, for_rows
 from rcp.pretrained import Pretrained, load
 from rcp.train.build import make_task
@@ -112,13 +113,12 @@ def readers_of(loaded: Pretrained, options: argparse.Namespace) -> dict[str, Con
         evictions[options.run.name] = load_eviction(options.run, loaded)
     needs = all_needs(*(eviction.policy.needs for eviction in evictions.values()))
     eos_ids, pad_id = (loaded.tokenizer.eos_id,), loaded.tokenizer.pad_id
-    make = partial(ContextModel, loaded.model, needs=needs, eos_ids=eos_ids, pad_id=pad_id)
-    found = {}
-    for int8 in (False, True) if options.int8_drafts else (False,):
-        weights = programs.weights_of(*nnx.split(loaded.model), int8=int8)
-        for name, eviction in evictions.items():
-            found[name + INT8 * int8] = make(eviction, weights=weights, int8_weights=int8)
-    return found
+    weights = ModelWeights(loaded.model)
+    make = partial(ContextModel, loaded.model, needs=needs, eos_ids=eos_ids, pad_id=pad_id, weights=weights)
+    drafts = (False, True) if options.int8_drafts else (False,)
+    return {
+        name + INT8 * int8: make(eviction, int8_weights=int8) for int8 in drafts for name, eviction in evictions.items()
+    }
 
 
 def _compiled() -> int:

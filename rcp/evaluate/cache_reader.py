@@ -39,7 +39,7 @@ class CacheReader(ContextModel):
         tokens = np.full((len(contexts), read.cache.capacity), self._pad_id, np.int32)
         for row, ids in zip(tokens, contexts, strict=True):
             row[: len(ids)] = ids
-        return _repeat(self._graph, self._params, read, tokens, repeat=self._repeat)
+        return _repeat(*self.weights.model, read, tokens, repeat=self._repeat)
 
     def judge(
         self,
@@ -62,16 +62,16 @@ class CacheReader(ContextModel):
             end = len(question) + len(answer)
             tokens[row, :end] = [*question, *answer]
             valid[row, :end], gold[row, len(question) : end] = True, True
-        return _judge(self._graph, self._params, pruned.context, tokens, valid, gold, max_answer=max_answer)
+        return _judge(*self.weights.model, pruned.context, tokens, valid, gold, max_answer=max_answer)
 
     def read_anew(self, batch: Batch, *, max_answer: int) -> Reading:
         """What the model makes of whole prompts, nothing pruned in the cache."""
-        return _read_anew(self._graph, self._params, batch, max_answer=max_answer)
+        return _read_anew(*self.weights.model, batch, max_answer=max_answer)
 
     def decode_anew(self, batch: Batch, *, max_new: int) -> list[list[int]]:
         """Greedy continuations of whole prompts, their gold answers left out."""
         valid = (batch.role != Role.PAD) & (batch.role != Role.ANSWER)
-        return self._ids(_decode_anew(self._graph, self._params, batch.tokens, valid, **self._decoding(max_new)))
+        return self._ids(_decode_anew(*self.weights.model, batch.tokens, valid, **self._decoding(max_new)))
 
 
 @partial(jax.jit, static_argnames=("graph", "repeat"))

@@ -7,11 +7,9 @@ Query-aware: the question is read with the context, so that policies see it, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool
 
 from rcp.eviction.base import Needs, Statistics
@@ -22,6 +20,7 @@ from rcp.infer import programs
 from rcp.infer.generate import Generated
 from rcp.infer.lossless import Lossless
 from rcp.infer.sample import Sampling
+from rcp.infer.weights import ModelWeights
 from rcp.nn.cache import Context
 from rcp.nn.step import DecodingWeights
 from rcp.nn.transformer import Transformer
@@ -73,7 +72,7 @@ class ContextModel:
       int8: what is kept is rounded to 8 bits; tokens read behind it are not.
       int8_weights: tokens are decoded, and drafted, by weights rounded to 8 bits; contexts and questions are read, and
         drafts verified, by the weights as they are.
-      weights: those of another `ContextModel` of the same model, which are a copy of all of its layers; as they are.
+      weights: those of another `ContextModel` of the same model, so that both share the copies that decoding reads.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class ContextModel:
         int8_weights: bool = False,
         eos_ids: Sequence[int] = (),
         pad_id: int = 0,
-        weights: DecodingWeights | None = None,
+        weights: ModelWeights | None = None,
     ):
         self.eviction = eviction
         self._needs = eviction.policy.needs if needs is None else needs
@@ -98,11 +97,10 @@ class ContextModel:
             raise ValueError(
                 "the policy, or another that is read for, needs `repeat`: how the model is asked to repeat a prompt"
             )
-        self._graph, self._params = nnx.split(model)
         self._repeat, self._chunk, self._multiple, self._runs = repeat, chunk, multiple, runs
         self._int8, self._int8_weights = int8, int8_weights
         self._eos_ids, self._pad_id = tuple(eos_ids), pad_id
-        self._weights = weights
+        self.weights = ModelWeights(model) if weights is None else weights
 
     def read(self, contexts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]] | None = None) -> ReadPrompt:
         """Reads contexts, each with its question where policies are to see it.
@@ -125,8 +123,7 @@ class ContextModel:
         lengths = np.asarray([len(context) for context in contexts])
         question = valid & (np.arange(tokens.shape[1])[None] >= lengths[:, None])
         return programs.read(
-            self._graph,
-            self._params,
+            *self.weights.model,
             tokens,
             valid,
             question,
@@ -158,13 +155,12 @@ class ContextModel:
         if not 0 < keep_rate <= 1 or (keep_tokens is not None and keep_tokens < 1):
             raise UserError(f"keep_rate {keep_rate}, keep_tokens {keep_tokens}: expected a rate in (0, 1], tokens > 0")
         most = np.int32(np.iinfo(np.int32).max if keep_tokens is None else keep_tokens)
-        kept, capacity, counts = programs.choose(
-            self._graph, self._params, read, np.float32(keep_rate), most, forced, keys, eviction=self.eviction
-        )
+        given = (read, np.float32(keep_rate), most, forced, keys)
+        kept, capacity, counts = programs.choose(*self.weights.model, *given, eviction=self.eviction)
         capacities = self._capacities(np.asarray(capacity), read.cache.capacity)
         options = {"capacities": capacities, "repack": self.eviction.repack, "int8": self._int8}
         read = read._replace(statistics=Statistics())  # so that readings with other needs share a program
-        context = programs.prune(self._graph, self._params, read, kept, np.int32(take_back), **options)
+        context = programs.prune(*self.weights.model, read, kept, np.int32(take_back), **options)
         asked, left, entries = (np.asarray(x) for x in counts)
         return PrunedContext(context, asked, left, entries, read.logits, take_back)
 
@@ -179,8 +175,8 @@ class ContextModel:
         context = pruned.context if isinstance(pruned, PrunedContext) else pruned
         tokens, valid = self._asked(context, questions)
         options = self._decoding(max_new)
-        given = (context, tokens, valid, drawn, self.weights)
-        return self._ids(programs.answer(self._graph, self._params, *given, **options))
+        given = (context, tokens, valid, drawn, self._decoded_by)
+        return self._ids(programs.answer(*self.weights.model, *given, **options))
 
     def answer_lossless(
         self,
@@ -216,8 +212,8 @@ class ContextModel:
             tokens, valid = self._asked(context, questions)
         options = self._decoding(max_new) | {"gamma": gamma, "turned": self.eviction.repack}
         both = (read.cache, read.logits, context)
-        by = (self._verifying, self.weights)
-        found = programs.lossless(self._graph, self._params, *both, tokens, valid, drawn, *by, **options)
+        by = (self.weights.layers, self._decoded_by)
+        found = programs.lossless(*self.weights.model, *both, tokens, valid, drawn, *by, **options)
         counts = (np.asarray(x) for x in (found.drafted, found.accepted, found.blocks))
         return LosslessAnswers(self._ids(found), *counts)
 
@@ -229,19 +225,12 @@ class ContextModel:
         """
         if pruned.taken_back:
             raise UserError(f"{pruned.taken_back} tokens were taken back: read them again with `answer`")
-        given = (pruned.context, pruned.logits, drawn, self.weights)
-        return self._ids(programs.go_on(self._graph, self._params, *given, **self._decoding(max_new)))
+        given = (pruned.context, pruned.logits, drawn, self._decoded_by)
+        return self._ids(programs.go_on(*self.weights.model, *given, **self._decoding(max_new)))
 
     @property
-    def weights(self) -> DecodingWeights:
-        """A second copy of the layers' parameters, which decoding reads; made when it is first asked for."""
-        if self._weights is None:
-            self._weights = programs.weights_of(self._graph, self._params, int8=self._int8_weights)
-        return self._weights
-
-    @cached_property
-    def _verifying(self) -> DecodingWeights:
-        return programs.weights_of(self._graph, self._params) if self._int8_weights else self.weights
+    def _decoded_by(self) -> DecodingWeights:
+        return self.weights.rounded if self._int8_weights else self.weights.layers
 
     def _capacities(self, counts: np.ndarray, entries: int) -> tuple[int, ...]:
         """One a layer, which hold `counts` entries of each; there are `entries` slots before pruning."""

@@ -12,6 +12,7 @@ from rcp.infer.context import ContextModel
 from rcp.infer.context_file import load_context, save_context
 from rcp.infer.generate import generate
 from rcp.infer.sample import Sampling, sample_keys
+from rcp.infer.weights import ModelWeights
 from rcp.nn.cache import Context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.types import UserError
@@ -78,9 +79,25 @@ def test_a_token_that_was_taken_back_is_read_again(model, plain):
 def test_the_layers_of_one_model_serve_another(model, plain):
     kept = reader(model, Full())
     other = ContextModel(model, Eviction(KeyDiff()), chunk=8, multiple=8, weights=kept.weights)
-    assert other.weights is kept.weights and kept.weights is kept.weights
     whole = other.prune(other.read(CONTEXTS))
     assert other.answer(whole, QUESTIONS, max_new=NEW) == kept.answer(whole, QUESTIONS, max_new=NEW)
+    assert other.weights.layers is kept.weights.layers
+
+
+def test_rounded_weights_draft_and_those_there_are_verify(model):
+    """Lossless answers are those of a model that rounds nothing, though what rounded weights alone decode is not."""
+    kept = reader(model, Full())
+    read = kept.read(CONTEXTS)
+    whole = kept.prune(read)
+    expected = kept.answer(whole, QUESTIONS, max_new=NEW)
+    weights = ModelWeights(model)
+    weights.rounded = jax.tree.map(lambda x: -x if x.dtype == jnp.float32 else x, weights.rounded)  # drafts nonsense
+    rounding = reader(model, Full(), weights=weights, int8_weights=True)
+    assert rounding.answer(whole, QUESTIONS, max_new=NEW) != expected
+    found = rounding.answer_lossless(read, whole, QUESTIONS, max_new=NEW)
+    assert found.ids == expected and (found.accepted < found.drafted).all()
+    both = kept.answer_lossless(read, whole, QUESTIONS, max_new=NEW)
+    assert both.ids == expected and (both.accepted > found.accepted).all()
 
 
 def test_one_context_answers_many_questions(model, plain):
