@@ -144,16 +144,25 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+WHOLE = (
+    ("ours", "int8 weights", "-.", "ours, whole, 8-bit weights"),
+    ("transformers", "decode", "--", "transformers, whole"),
+    ("llama.cpp", "decode", ":", "llama.cpp, whole, 4-bit weights"),
+)
+"""What is drawn as a line across the panel: side, part, style, label."""
+
+
 def figure(path: Path, report: Mapping[str, Any]) -> None:
-    """Decoded tokens a second over the share kept; a panel a context and batch, dashed what transformers does."""
+    """Decoded tokens a second over the share kept, a panel a context and batch; lines across are of the whole cache."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in report["cells"] if len(rates_of(cell)) > 1]
+    cells = [cell for cell in report["cells"] if rates_of(cell)]
     panels = sorted({(cell["tokens"], cell["batch"]) for cell in cells})
     if not panels:
         return
-    fig = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    shares = sorted({rate for cell in cells for rate in rates_of(cell)})
+    fig = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
     for axis, panel in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
         for cell in cells:
             if (cell["tokens"], cell["batch"]) != panel:
@@ -162,17 +171,22 @@ def figure(path: Path, report: Mapping[str, Any]) -> None:
             colour = {"float32": "C0", "bfloat16": "C1"}.get(cell["dtype"], "C2")
             speeds = [count / (of(cell, "ours", f"decode {rate:g}") or 1) for rate in rates]
             axis.plot(rates, speeds, marker="o", color=colour, label=f"ours, {cell['dtype']}")
-            theirs = of(cell, "transformers", "decode")
-            if theirs:
-                axis.axhline(
-                    count / theirs, color=colour, linestyle="--", label=f"transformers, whole, {cell['dtype']}"
-                )
+            for side, part, style, label in WHOLE:
+                seconds = of(cell, side, part)
+                if not seconds:
+                    continue
+                line = axis.axhline(count / seconds, color=colour, linestyle=style, label=f"{label}, {cell['dtype']}")
+                if side == "llama.cpp":  # its file's own format, whatever the dtype
+                    line.set(color="0.4", label=label)
         axis.set_title(f"{panel[0]} tokens, batch {panel[1]}", fontsize=10, loc="left")
         axis.set_xlabel("share of the cache kept")
         axis.set_xscale("log", base=2)
+        axis.set_xlim(0.9 * shares[0], 1.1)
+        axis.set_xticks(shares, labels=[f"{share:.4g}" for share in shares])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
     fig.axes[0].set_ylabel("decoded tokens/s")
-    fig.axes[0].legend(frameon=False, fontsize=8)
+    legend = {label: line for axis in fig.axes for line, label in zip(*axis.get_legend_handles_labels())}
+    fig.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     FigureCanvasAgg(fig)
     fig.savefig(path, dpi=140)
