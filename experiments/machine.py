@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rcp.cost.work import attended, forward, layer_parameters
+from rcp.cost.work import SIZES, Stored, attended, decoded_by, forward
 from rcp.nn.parameters import TransformerConfig
 
-SIZES = {"float32": 4, "bfloat16": 2}
 READ, SIDE, TIMES = 128 << 20, 2048, 5  # numbers read for the bandwidth; side of the matrices; repeats, the best counts
 
 
@@ -68,6 +67,6 @@ def decoding(
 ) -> tuple[float, float]:
     """FLOPs and bytes of one token a row behind `slots` entries: every weight and every entry once."""
     flops = forward(shape, 1, batch=batch, past=slots, logits=1).products
-    weights = shape.n_layers * layer_parameters(shape) + shape.d_model * shape.vocab_size
+    weights = decoded_by(shape, Stored(SIZES[dtype], SIZES[dtype], int8_weights))
     entries = 2 * batch * shape.n_layers * slots * shape.n_kv_heads * shape.head_dim
-    return flops, float(weights * (1 if int8_weights else SIZES[dtype]) + entries * SIZES[dtype])
+    return flops, float(weights + entries * SIZES[dtype])

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", nargs="+", metavar="NAME", help="only these of the known devices (default: all)")
     parser.add_argument("--longest", type=int, help="longest prompt that a break-even is looked for at (the model's)")
+    parser.add_argument("--int8-weights", action="store_true", help="tokens are decoded by weights in 8 bits")
     for name, text in OWN.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="NUMBER", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes, FLOPs and seconds")
@@ -68,7 +69,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     counts["longest"] = shape.max_positions if arguments.longest is None else arguments.longest
     if counts["longest"] <= arguments.fixed:
         raise UserError(f"--longest is {counts['longest']}: expected more than --fixed, {arguments.fixed}")
-    found = estimate(Request(shape, config, keep_rates=arguments.keep_rate, **counts), _devices(arguments, config))
+    request = Request(shape, config, keep_rates=arguments.keep_rate, int8_weights=arguments.int8_weights, **counts)
+    found = estimate(request, _devices(arguments, config))
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0

@@ -11,7 +11,7 @@ from rcp.cost.answering import Answer, Setting, break_even, evicted, pruned, who
 from rcp.cost.device import Device
 from rcp.cost.memory import cache_bytes, optimizer_bytes, parameter_bytes, reading_bytes, training
 from rcp.cost.scoring import features, network, scorer_parameters
-from rcp.cost.work import FLOAT32, SIZES, Stored, Work, forward, layer_parameters, parameters, train_step
+from rcp.cost.work import FLOAT32, SIZES, Stored, Work, decoded_by, forward, parameters, train_step
 from rcp.nn.parameters import TransformerConfig
 
 KEEP, EVICT = "keep", "evict"  # a prompt pruned before it is read, a cache pruned after
@@ -25,6 +25,7 @@ class Request:
       config: its sections `model` (dtype, remat), `scorer`, `data` (batch and answers of training), `policy`, `optim`.
       batch: prompts at a time in use. context, fixed, new: tokens of the context, of instruction and question, of the
         answer. segments: of the context. longest: prompt length up to which the break-even is looked for.
+      int8_weights: tokens are decoded by weights in 8 bits.
     """
 
     shape: TransformerConfig
@@ -36,11 +37,12 @@ class Request:
     segments: int
     keep_rates: Sequence[float]
     longest: int
+    int8_weights: bool = False
 
     @property
     def stored(self) -> Stored:
         size = SIZES[self.config.model.dtype]
-        return Stored(size, size)
+        return Stored(size, size, self.int8_weights)
 
     def setting(self, keep_rate: float) -> Setting:
         return Setting(
@@ -64,6 +66,7 @@ def estimate(request: Request, devices: Sequence[Device]) -> dict[str, Any]:
         "model": {**asdict(request.shape), "parameters": parameters(request.shape)},
         "scorer": {**asdict(scorer), "parameters": scorer_parameters(request.shape, scorer)},
         "dtype": request.config.model.dtype,
+        "int8_weights": request.int8_weights,
         "batch": request.batch,
         "prompt": {"context": request.context, "fixed": request.fixed, "new": request.new},
         "memory": held,
@@ -88,13 +91,15 @@ def _answers(request: Request) -> dict[str, Answer]:
 def _held(request: Request, answer: Answer) -> dict[str, int]:
     """Bytes in use: weights, cache, beside them in reading, scoring or decoding, and in all at the fullest moment.
 
-    Decoding reads a second copy of the layers' weights and of the cache, laid out for it (`rcp.nn.step`).
+    Decoding reads a second copy of the layers' weights and of the cache, laid out for it (`rcp.nn.step`); in 8 bits of
+    the head too.
     """
     shape, batch, stored = request.shape, request.batch, request.stored
     weights = parameter_bytes(shape, stored)
     cache, full = (cache_bytes(shape, n, batch=batch, stored=stored) for n in (answer.slots, answer.read_slots))
     reading = reading_bytes(shape, answer.tokens, answer.read_slots, batch=batch, stored=stored)
-    decoding = shape.n_layers * layer_parameters(shape) * stored.params + cache if answer.new else 0
+    head = 0 if stored.int8_weights else shape.d_model * shape.vocab_size * stored.params  # not copied as it is
+    decoding = decoded_by(shape, stored) - head + cache if answer.new else 0
     scoring = 0
     if answer.score.flops:
         weights += scorer_parameters(shape, request.config.scorer) * FLOAT32

@@ -59,7 +59,8 @@ def _memory(found: dict[str, Any]) -> Grid:
         ("total", "at the fullest moment"),
     ):
         lines.append((label, *(size(parts[name]) if parts[name] else "" for parts in held.values())))
-    title = f"Memory: {found['model']['parameters']:,} parameters, {found['dtype']}, "
+    rounded = ", decoded by weights in 8 bits" if found["int8_weights"] else ""
+    title = f"Memory: {found['model']['parameters']:,} parameters, {found['dtype']}{rounded}, "
     title += f"{found['batch']} prompts of {prompt['context'] + prompt['fixed']:,} tokens"
     return Grid(title, ("", *held), tuple(lines))
 

@@ -20,11 +20,11 @@ the cache's new slots, and operands and results of every product. Scores are tak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from rcp.nn.attention import BLOCK, DENSE_LIMIT, MAX_GROUPS, REMATERIALISE
-from rcp.nn.parameters import TransformerConfig, parameter_shapes
+from rcp.nn.parameters import MATRICES, TransformerConfig, parameter_shapes
 from rcp.nn.reader import CHUNK
 
 FLOAT32 = 4  # bytes of a number
@@ -60,10 +60,14 @@ NOTHING = Work(0, 0, 0)
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes a number takes: `params` as weights are stored, `compute` as an operand and in the KV cache."""
+    """Bytes a number takes: `params` as weights are stored, `compute` as an operand and in the KV cache.
+
+    `int8_weights`: tokens are decoded by weights in 8 bits (`rcp.nn.eight_bit`).
+    """
 
     params: int = FLOAT32
     compute: int = FLOAT32
+    int8_weights: bool = False
 
 
 SINGLE = Stored()  # everything float32
@@ -72,6 +76,21 @@ SINGLE = Stored()  # everything float32
 def layer_parameters(shape: TransformerConfig) -> int:
     """Numbers in the parameters of one layer."""
     return sum(prod(of_all[1:]) for of_all in parameter_shapes(shape)["layers"].values())
+
+
+def decoded_by(shape: TransformerConfig, stored: Stored = SINGLE) -> int:
+    """Bytes of the layers' weights, and of the head's, as decoding reads them.
+
+    In 8 bits a matrix takes a byte a weight and a float32 scale an output; norms and biases stay as they are stored.
+    """
+    c = shape
+    count, head = c.n_layers * layer_parameters(c), c.d_model * c.vocab_size
+    if not stored.int8_weights:
+        return (count + head) * stored.params
+    matrices = [of_all for name, of_all in parameter_shapes(c)["layers"].items() if name in MATRICES]
+    weights = sum(map(prod, matrices))
+    scales = sum(layers * outputs for layers, _, outputs in matrices) + c.vocab_size
+    return weights + head + scales * FLOAT32 + (count - weights) * stored.params
 
 
 def blocks_of(tokens: int) -> list[tuple[int, int, int]]:
@@ -140,7 +159,8 @@ def prefill(shape: TransformerConfig, tokens: int, *, batch: int = 1, stored: St
 
 def decode_step(shape: TransformerConfig, capacity: int, *, batch: int = 1, stored: Stored = SINGLE) -> Work:
     """One more token of each example: all slots of the cache are read, filled or not."""
-    return forward(shape, 1, batch=batch, past=capacity - 1, logits=1, stored=stored)
+    step = forward(shape, 1, batch=batch, past=capacity - 1, logits=1, stored=stored)
+    return step + Work(0, 0, decoded_by(shape, stored) - decoded_by(shape, replace(stored, int8_weights=False)))
 
 
 def train_step(

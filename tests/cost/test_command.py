@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rcp import cli
-from rcp.cost.work import parameters
+from rcp.cost.work import Stored, decoded_by, parameters
 from rcp.nn.parameters import TransformerConfig
 from rcp.pretrained import read_shape
 from tests.pretrained.test_gguf import CONFIG, random_tensors, write
@@ -48,6 +48,22 @@ def test_dtype_decides_bytes_and_peak(folder, capsys):
     tpu = [next(d for d in found["devices"] if d["name"] == "tpu-v5e") for found in (single, half)]
     assert tpu[0]["seconds"]["whole"]["total"] is None and tpu[0]["break_even"] == {}
     assert tpu[1]["seconds"]["whole"]["total"] > 0
+
+
+def test_weights_in_8_bits_are_less_to_read_a_token_and_a_smaller_copy(folder, capsys):
+    """By the same bytes; a prompt is read by the weights as they are."""
+    plain, rounded = cost(capsys, folder), cost(capsys, folder, "--int8-weights")
+    shape = read_shape(folder)
+    single = decoded_by(shape)
+    saved = single - decoded_by(shape, Stored(int8_weights=True))
+    assert 0.5 * single < saved < 0.75 * single
+    head = shape.d_model * shape.vocab_size * 4
+    for name in ("whole", "keep 0.25", "evict 0.25"):
+        before, after = plain["memory"][name], rounded["memory"][name]
+        assert before["decoding"] - after["decoding"] == saved - head and before["weights"] == after["weights"]
+        before, after = plain["work"][name], rounded["work"][name]
+        assert before["token"]["bytes"] - after["token"]["bytes"] == saved
+        assert before["token"]["flops"] == after["token"]["flops"] and before["read"] == after["read"]
 
 
 def test_the_metadata_of_a_gguf_file_is_enough(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import jax
@@ -11,7 +12,8 @@ from flax import nnx
 
 from rcp.config import OptimConfig
 from rcp.cost.memory import activation_bytes, cache_bytes, optimizer_bytes, parameter_bytes, reading_bytes, training
-from rcp.cost.work import Stored, parameters
+from rcp.cost.work import Stored, decoded_by, parameters
+from rcp.infer import programs
 from rcp.nn import cache as kv
 from rcp.nn.reader import read
 from rcp.train.optim import make_optimizer
@@ -30,6 +32,18 @@ def test_weights_and_cache_are_exact(name, dtype):
     assert parameter_bytes(shape, stored) == bytes_of(params)
     empty = jax.eval_shape(lambda: kv.empty(shape.n_layers, 3, 50, shape.n_kv_heads, shape.head_dim, dtype))
     assert cache_bytes(shape, 50, batch=3, stored=stored) == bytes_of(empty)
+
+
+@shapes
+@dtypes
+def test_what_decoding_reads_is_exact(name, dtype):
+    """The copy of the layers that is laid out for it, and in 8 bits the head's too; as it is, the head is no copy."""
+    shape, stored = SHAPES[name], STORED[dtype]
+    graph, params = model_of(shape, dtype)
+    plain, rounded = (jax.eval_shape(partial(programs.weights_of, graph, int8=int8), params) for int8 in (False, True))
+    head = shape.d_model * shape.vocab_size * stored.params
+    assert decoded_by(shape, stored) == bytes_of(plain) + head
+    assert decoded_by(shape, replace(stored, int8_weights=True)) == bytes_of(rounded)
 
 
 @shapes
