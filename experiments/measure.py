@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.grid import Method, Setting, Table
+from experiments.grid import CacheSetting, Method, Setting, Table
 from experiments.subjects import Work, subject_of
 from rcp.config import METHODS
 from rcp.evaluate.budgets import make_budgets
@@ -118,7 +118,7 @@ def _part(
     columns: dict[str, dict[int, dict[str, list[Piece]]]] = {method.name: {} for method in methods}
     needs: dict[str, list[str]] = {method.name: [] for method in methods}
     devices: set[str] = set()
-    for work in works(methods, options.seeds):
+    for work in works(methods, options.seeds, together=isinstance(setting, CacheSetting)):
         for method, found, missing, device in measure_work(setting, work, options, clock):
             devices.update(device)
             if found:
@@ -134,14 +134,18 @@ def _part(
     return Part(setting, tuple(rows), tuple(sorted(devices)))
 
 
-def works(methods: Sequence[Method], seeds: Sequence[int]) -> Iterator[Work]:
-    """Trained methods first, each by itself; then the others together; further seeds for what they change."""
+def works(methods: Sequence[Method], seeds: Sequence[int], *, together: bool = False) -> Iterator[Work]:
+    """Trained methods first, each by itself; then the others together; further seeds for what they change.
+
+    `together`: all methods of a seed are one work, as a context that is pruned in its cache is read once for all.
+    """
     for place, seed in enumerate(seeds):
         groups: dict[str, list[Method]] = {}
         for method in sorted(methods, key=lambda method: not method.run):
             policy = POLICIES.get(method.policy)
             if place == 0 or method.run or (policy is not None and policy.draws):
-                groups.setdefault(method.run + method.draw + repr(method.task), []).append(method)
+                key = "" if together else method.run + method.draw + repr(method.task)
+                groups.setdefault(key, []).append(method)
         for group in groups.values():
             yield Work(tuple(group), seed)
 

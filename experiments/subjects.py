@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]  # that paths of configs start from
 
 @dataclass(frozen=True)
 class Work:
-    """Methods of a setting that are measured together: one reader, one seed, one trained run or none."""
+    """Methods of a setting that are measured together: one reader, one seed; of prompts one trained run or none."""
 
     methods: tuple[Method, ...]
     seed: int

@@ -147,9 +147,11 @@ def test_a_missing_run_says_what_it_needs(whole: Part) -> None:
 def test_a_trained_eviction_is_measured_under_each_allotment(
     whole: Part, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for what `load_eviction` gives."""
+    """By a stand-in for what `load_eviction` gives; contexts are read once, for rows without a run too."""
     monkeypatch.setattr(kv_measure, "trained_eviction", lambda *_: Eviction(Random(), GLOBAL, sinks=4))
-    found = part(setting(reader), tmp_path, "ours", "ours+uniform")
+    with redirect_stdout(StringIO()) as said:
+        found = part(setting(reader), tmp_path, "full", "ours", "ours+uniform")
+    assert said.getvalue().count("reading contexts") == 1
     for key, column in columns(found, "ours+uniform").items():
         np.testing.assert_array_equal(column.nll, columns(whole, "random")[key].nll)
         assert (columns(found, "ours")[key].nll != column.nll).any()

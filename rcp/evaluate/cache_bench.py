@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from rcp.data.pack import round_up
 from rcp.evaluate.asking import AskedBatch, Asking, count_of, in_turn, needed_entries, piece_of
@@ -27,7 +26,7 @@ from rcp.evaluate.cells import Piece
 from rcp.eviction import Full, all_needs
 from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.eviction.reconstruction import repeat_of
-from rcp.infer import programs
+from rcp.infer.weights import ModelWeights
 from rcp.nn.pruner import compact
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Role
@@ -63,8 +62,7 @@ class CacheBench:
         needs = all_needs(*(eviction.policy.needs for eviction in evictions))
         options: dict[str, Any] = {"needs": replace(needs, reconstruction=False), "repeat": repeat_of(tokenizer)}
         options |= {"eos_ids": (tokenizer.eos_id,), "pad_id": tokenizer.pad_id}
-        if self.asking.decode:  # once for all rows
-            options["weights"] = programs.weights_of(*nnx.split(self.loaded.model))
+        options |= {"weights": ModelWeights(self.loaded.model)}  # one copy for all rows, where they decode
         make = partial(CacheReader, self.loaded.model, **options)
         self._readers = {row.name: make(row.eviction or Eviction(Full())) for row in self.rows}
         self._before = compiled()
