@@ -1,8 +1,9 @@
 """What of the method does the work: every row is a trained run, evaluated on the same problems at the same budgets.
 
-A row whose run is missing says which command trains it. Pruners of shots, of tokens and of both; what the reward is
-made of; easy problems first; the question seen or not; supervised, reinforced, or both. Most rows need the labels and
-states that configs/rcp_math.py computes first: add --prepared=runs/rcp_math to the command to take them from there.
+A row whose run is missing says which command trains it. Supervised, reinforced, or both; what the scorer is and sees,
+by labels alone; pruners of tokens and of both shots and tokens; what the reward is made of; easy problems first. Most
+rows need the labels and states that configs/rcp_math.py computes first: add --prepared=runs/rcp_math to the command to
+take them from there, and a row by labels alone is trained in seconds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def run(name: str, about: str, *flags: str, variant: str = "") -> Method:
     return Method(name, "ours", f"ablation_{name}", CONFIG + (f":{variant}" if variant else ""), flags, about=about)
 
 
+def by_labels(name: str, about: str, *flags: str) -> Method:
+    """A row that is compared with "supervised"."""
+    return run(name, f"keep-labels alone: {about}", *flags, variant="supervised")
+
+
 def variant_of(name: str, about: str) -> Method:
     """A row: a variant of configs/rcp_math.py."""
     return Method(name, "ours", f"rcp_math_{name}", f"{CONFIG}:{name}", about=about)
@@ -39,20 +45,20 @@ METHODS = (
     trained("ours"),
     variant_of("supervised", "keep-labels alone"),
     variant_of("rl", "reinforcement alone"),
+    run("no_warm_start", "both objectives from the first step", "--config.warm_start.steps=0"),
+    by_labels("untold", "the scorer is not told how the answer is to be written", UNTOLD),
+    by_labels("hidden_layer", "an MLP instead of a linear scorer, not told", "--config.scorer.kind=pooled", UNTOLD),
+    by_labels("products", "the scorer sees products of states too", "--config.scorer.products=true"),
+    by_labels("no_budget", "the scorer is not told the budget", "--config.scorer.budget=false"),
+    by_labels("question_blind", "the scorer does not see the question", "--config.scorer.question=false"),
+    by_labels("in_prompt", "states of a shot read behind the others", "--config.scorer.apart=false"),
     run("token", "tokens alone, without whole shots", "--config.budget.granularity=token", *TOKENS),
     run("two_stage", "shots, then tokens of them", "--config.budget.granularity=two_stage", *TOKENS),
-    run("untold", "the scorer is not told how the answer is to be written", UNTOLD),
-    run("hidden_layer", "an MLP instead of a linear scorer", "--config.scorer.kind=pooled", UNTOLD),
-    run("products", "the scorer sees products of states too", "--config.scorer.products=true"),
-    run("no_budget", "the scorer is not told the budget", "--config.scorer.budget=false"),
     run("length_reward", "the reward takes off the share of the context used", "--config.reward.length=0.5"),
     run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),
-    run("no_warm_start", "both objectives from the first step", "--config.warm_start.steps=0"),
     run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
     run("mrd3", "trained on MRD3's problems, shuffled", *MRD3),
     run("curriculum", "the same, the easy ones first", *MRD3, *EASY_FIRST),
-    run("question_blind", "the scorer does not see the question", "--config.scorer.question=false"),
-    run("in_prompt", "the scorer's states of a shot read behind the others", "--config.scorer.apart=false"),
     trained("cot_influx"),
 )
 
