@@ -1,9 +1,10 @@
 """What of the method does the work: every row is a trained run, evaluated on the same problems at the same budgets.
 
 A row whose run is missing says which command trains it. Supervised, reinforced, or both; what the scorer is and sees,
-by labels alone; pruners of tokens and of both shots and tokens; what the reward is made of; easy problems first. Most
-rows need the labels and states that configs/rcp_math.py computes first: add --prepared=runs/rcp_math to the command to
-take them from there, and a row by labels alone is trained in seconds.
+by labels alone; pruners of tokens and of both shots and tokens; what the reward is made of; easy problems first. Rows
+that change neither the problems nor what the scorer reads of the model (supervised, no_warm_start, untold,
+hidden_layer, products, no_budget, length_reward, exact_reward) need the labels and states that configs/rcp_math.py
+computes first: add --prepared=runs/rcp_math to their command, and those by labels alone are trained in seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(name: str, about: str, *flags: str, variant: str = "") -> Method:
 
 
 def by_labels(name: str, about: str, *flags: str) -> Method:
-    """A row that is compared with "supervised"."""
+    """A row that is compared with "supervised", or with "untold" where it is not told either."""
     return run(name, f"keep-labels alone: {about}", *flags, variant="supervised")
 
 

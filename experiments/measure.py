@@ -104,7 +104,7 @@ Measure = Callable[[Setting, Work, argparse.Namespace, Clock], Iterator[Found]]
 def measured(table: Table, options: argparse.Namespace, measure_work: Measure | None = None) -> list[Part]:
     """Every setting of the table, measured as far as can be.
 
-    `measure_work`: measures what shares a seed and a run; prompts pruned token by token where None.
+    `measure_work`: measures what `works` puts together; prompts pruned token by token where None.
     """
     clock = Clock(options.budget_minutes)
     measure_work = measure_work or measure_prompts
@@ -144,7 +144,7 @@ def works(methods: Sequence[Method], seeds: Sequence[int], *, together: bool = F
         for method in sorted(methods, key=lambda method: not method.run):
             policy = POLICIES.get(method.policy)
             if place == 0 or method.run or (policy is not None and policy.draws):
-                key = "" if together else method.run + method.draw + repr(method.task)
+                key = ("" if together else method.run) + method.draw + repr(method.task)
                 groups.setdefault(key, []).append(method)
         for group in groups.values():
             yield Work(tuple(group), seed)

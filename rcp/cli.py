@@ -72,7 +72,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--prepared",
         type=Path,
         metavar="RUN",
-        help="take what the stage `prepare` computes from another run of the same task, examples and model",
+        help="take what the stage `prepare` computes from another run of the same task, examples, model and "
+        "labels.source, whose scorer reads the same layer",
     )
 
 

@@ -72,7 +72,8 @@ class ContextModel:
       int8: what is kept is rounded to 8 bits; tokens read behind it are not.
       int8_weights: tokens are decoded, and drafted, by weights rounded to 8 bits; contexts and questions are read, and
         drafts verified, by the weights as they are.
-      weights: those of another `ContextModel` of the same model, so that both share the copies that decoding reads.
+      weights: of `model`, from another `ContextModel`, so that both share the copies that decoding reads; then they
+        alone are looked at.
     """
 
     def __init__(

@@ -173,6 +173,11 @@ class Checkpoints:
             self._manager.reload()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a stage's folder holds a checkpoint; one that was only begun does not count."""
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def named(state: PyTree) -> dict[str, np.ndarray]:
     """Leaves by their dotted path ("params.pruner.layers.kernel"), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -9,6 +9,7 @@ With several processes all of them run this; the first alone writes config, metr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from jaxtyping import PyTree
 from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.config_saved import differences, fingerprint, save_config
-from rcp.train.checkpoint import Checkpoints
+from rcp.train.checkpoint import Checkpoints, Restored, has_checkpoint
 from rcp.train.export import is_export, read_export, write_export
 from rcp.train.metrics import Bar, MetricsLog, Report
 from rcp.train.parallel import Parallel, start_processes
@@ -62,8 +63,8 @@ class Stage:
       count_tokens: tokens of a batch, for tokens/s.
       failure: what went wrong outside the step, if anything has: it is raised before what the step made of it is saved.
       weights: fingerprint of the published weights that the stage starts from, if any; its checkpoints carry it.
-      decides: what of a config decides the stage, all else at its default, where that is less than the whole: such a
-        stage can be taken over from another run that agrees on it.
+      decides: what of a config decides the stage, all else at its default, where that is less than the whole and
+        nothing that a stage before has trained: such a stage can be taken over from another run that agrees on it.
     """
 
     name: str
@@ -115,9 +116,16 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
     start_processes(config.parallel)
     parallel = Parallel(config.parallel)
     first = parallel.process == 0
+    taken = _finished_elsewhere(stages, config, workdir, Path(prepared)) if prepared is not None else []
     save_config(config, workdir, writing=first)
-    if prepared is not None:
-        _take_over(stages, config, workdir, Path(prepared))
+    for stage, end in taken:
+        checkpoints = _checkpoints(stage, config, workdir)
+        try:
+            checkpoints.save(end.step, end.state, end.pipeline)
+        finally:
+            checkpoints.close()
+        if first:
+            print(f"{stage.name}: taken over from {prepared}", file=sys.stderr, flush=True)
     restored = _restore(stages, config, workdir)
     parallel.wait("restored")  # before any of them writes
     begin = sum(stage.steps for stage in stages[: restored.number])
@@ -224,38 +232,39 @@ def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: b
     return at
 
 
-def _take_over(stages: Sequence[Stage], config: Config, workdir: Path, other: Path) -> None:
-    """Copies the checkpoint that ends each stage that can be shared."""
-    shared = [(number, stage) for number, stage in enumerate(stages) if stage.decides]
+def _finished_elsewhere(
+    stages: Sequence[Stage], config: Config, workdir: Path, other: Path
+) -> list[tuple[Stage, Restored]]:
+    """The end of each stage that can be shared, from the run in `other`, where this one has no checkpoint of it."""
+    shared = [stage for stage in stages if stage.decides]
     if not shared:
         raise UserError(
             f"--prepared={other}: this config has no stage that could be taken over; expected config.train.prepare "
             "and a published model"
         )
-    for number, stage in shared:
-        if _folder(workdir, stage).exists():  # this run goes on with its own
-            continue
-        if not _folder(other, stage).exists():
-            raise UserError(f"--prepared={other}: expected the folder of a run with {_folder(other, stage)}")
-        assert stage.decides is not None
-        theirs = stage.decides(load_config(other / "config.json"))
-        if differ := differences(theirs, stage.decides(config)):
-            raise UserError(
-                f"--prepared={other}: what its stage {stage.name} computed does not fit this config:\n"
-                + "\n".join(differ)
-            )
-        source = _checkpoints(stage, config, other, writable=False)
-        try:
-            found = source.restore(_begin(stage, number, None).state)
-        finally:
-            source.close()
-        if found is None or found.step < stage.steps:
-            raise UserError(
-                f"--prepared={other}: its stage {stage.name} is not finished: run rcp train --workdir={other} first"
-            )
-        own = _checkpoints(stage, config, workdir)
-        own.save(found.step, found.state, found.pipeline)
-        own.close()
+    return [(stage, _end_of(stage, config, other)) for stage in shared if not has_checkpoint(_folder(workdir, stage))]
+
+
+def _end_of(stage: Stage, config: Config, other: Path) -> Restored:
+    assert stage.decides is not None
+    if not _folder(other, stage).exists():
+        raise UserError(f"--prepared={other}: expected the folder of a run with {_folder(other, stage)}")
+    if differ := differences(stage.decides(load_config(other / "config.json")), stage.decides(config)):
+        raise UserError(
+            f"--prepared={other}: what its stage {stage.name} computed does not fit this config:\n" + "\n".join(differ)
+        )
+    source = _checkpoints(stage, config, other, writable=False)
+    try:
+        found = source.restore(stage.init_state(None))
+    except UserError as error:
+        raise UserError(f"--prepared={other}: {error}") from None
+    finally:
+        source.close()
+    if found is None or found.step < stage.steps:
+        raise UserError(
+            f"--prepared={other}: its stage {stage.name} is not finished: run rcp train --workdir={other} first"
+        )
+    return found
 
 
 def _folder(workdir: Path, stage: Stage) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rcp.config import Config, DataConfig, LabelConfig, ScorerSection
+from rcp.config import Config, DataConfig, LabelConfig, ObjectiveConfig, ScorerSection
 from rcp.nn.layout import segment_exists
 from rcp.nn.scorer import POOLED
 from rcp.objectives import global_mean
@@ -41,6 +41,7 @@ def decides(config: Config) -> Config:
     """What of a config decides the table, all else at its default; of a model that is not trained in the run itself."""
     d, s = config.data, config.scorer
     data = DataConfig(
+        batch_size=d.batch_size,  # in how many steps it is filled
         lengths=d.lengths,
         max_segments=d.max_segments,
         max_answer=d.max_answer,
@@ -53,6 +54,7 @@ def decides(config: Config) -> Config:
         task=config.task,
         model=config.model,
         data=data,
+        objectives={"bce": ObjectiveConfig()} if _labelled(config) else {},
         labels=LabelConfig(source=config.labels.source) if _labelled(config) else LabelConfig(),
         scorer=ScorerSection(**seen) if s.kind in POOLED else ScorerSection(),
     )

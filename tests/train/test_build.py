@@ -187,12 +187,14 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
 
 @pytest.fixture
 def published(monkeypatch):
-    """Any model but "scratch" is a small one with random weights."""
+    """Any model but "scratch" is a small one with random weights, and has this fingerprint."""
+    weights = {"fingerprint": "weights"}
     scratch = config_of()
     model, tokenizer, _ = build_module.reader_of(scratch, build_module.make_task(scratch))
     monkeypatch.setattr(
-        build_module, "load", lambda *_, **__: SimpleNamespace(model=model, tokenizer=tokenizer, fingerprint="weights")
+        build_module, "load", lambda *_, **__: SimpleNamespace(model=model, tokenizer=tokenizer, **weights)
     )
+    return weights
 
 
 def preparing(**sections) -> Config:
@@ -216,12 +218,23 @@ def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path
     assert [row["stage"] for row in rows] == ["pruner"] * 4
     again = run(build(other).stages, other, tmp_path / "other", prepared=tmp_path / "gone").state.params
     jax.tree.map(np.testing.assert_array_equal, again, expected)  # it goes on with what it has taken over
+    jax.tree.map(np.testing.assert_array_equal, load_trained(tmp_path / "other").weights[0], expected)
+    published["fingerprint"] = "others"
+    with pytest.raises(UserError, match=r"--prepared=.*first: the checkpoint .*prepare.* was trained on other weights"):
+        run(build(other).stages, other, tmp_path / "third", prepared=tmp_path / "first")
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"data": {"max_segments": 4}}, r"does not fit this config:\n  config.data.max_segments: 3 there, 4 now$"),
+        ({"data": {"max_answer": 2}}, r"config.data.max_answer: 1 there, 2 now$"),
+        ({"data": {"lengths": (24,)}}, r"config.data.lengths: .*16.* there, .*24.* now$"),
+        ({"data": {"batch_size": 8}}, r"config.data.batch_size: 4 there, 8 now$"),
+        ({"task": {**TASK, "needed": (1, 1)}}, r"config.task.needed: .*1, 2.* there, .*1, 1.* now$"),
+        ({"model": {"name": "other/model"}}, r"config.model.name: 'some/model' there, 'other/model' now$"),
+        ({"scorer": {"layer": 0}}, r"config.scorer.layer: 1 there, 0 now$"),
+        ({"objectives": {"ppo": 1.0}}, r"config.objectives.bce[^\n]*there, '\(not set\)' now"),
         ({"labels": {"source": "leave_one_out"}}, r"config.labels.source: 'alone' there, 'leave_one_out' now$"),
         ({"scorer": {"apart": True}}, r"config.scorer.apart: False there, True now$"),
         ({"scorer": {"question": False}}, r"config.scorer.question: True there, False now$"),
@@ -235,7 +248,7 @@ def test_what_was_prepared_otherwise_is_refused(published, tmp_path, sections, m
     config = preparing(**sections)
     with pytest.raises(UserError, match=message):
         run(build(config).stages, config, tmp_path / "other", prepared=tmp_path / "first")
-    assert not (tmp_path / "other" / "checkpoints").exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_without_a_finished_preparation_has_none_to_share(published, tmp_path):
