@@ -12,7 +12,8 @@ its beginning, for every method.
 Expect 1.188 nats a token on GSM8K at 256 tokens (random shots 1.215, retrieval 1.205), 1.175 at 512 (1.200, 1.193), at
 256 tokens .818 on SVAMP (.863, .861) and .608 on AddSub (.644, .649); an hour to train on one core. The run of
 experiments/results/rcp_math.md comes exported in experiments/results/trained/rcp_math.
-Variants: `configs/rcp_math.py:rl` (reinforcement alone), `:supervised` (labels alone), default both. Needs the files of
+Variants: `configs/rcp_math.py:rl` (reinforcement alone), `:supervised` (labels alone, which reaches the same: the
+draws add nothing measurable), default both. Needs the files of
 GSM8K and MRD3 (`rcp doctor` says where they are looked for).
 """
 
