@@ -13,8 +13,8 @@ Expect 1.188 nats a token on GSM8K at 256 tokens (random shots 1.215, retrieval 
 256 tokens .818 on SVAMP (.863, .861) and .608 on AddSub (.644, .649); an hour to train on one core. The run of
 experiments/results/rcp_math.md comes exported in experiments/results/trained/rcp_math.
 Variants: `configs/rcp_math.py:rl` (reinforcement alone), `:supervised` (labels alone, which reaches the same: the
-draws add nothing measurable), default both. Needs the files of
-GSM8K and MRD3 (`rcp doctor` says where they are looked for).
+draws add nothing measurable), default both. Needs the files of GSM8K and MRD3 (`rcp doctor` says where they are looked
+for).
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,8 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
     names = [digest(batches[0]) for batches in contexts]
     swept = make_budgets([batches[0] for batches in contexts], setting.keep_rates, setting.keep_tokens)
     budgets = {method.name: [Budget(float(method.single))] if method.single else swept for method in methods}
-    lacking = [
-        rows[row]
-        for row, own in budgets.items()
-        if not all(cells[row].holds(b.key, name) for b in own for name in names)
-    ]  # needs of the others would only slow the reading
     try:
-        _measure(CacheBench(loaded, lacking, asking), contexts, cells, names, budgets, clock)
+        _measure(partial(CacheBench, loaded, asking=asking), rows, contexts, cells, names, budgets, clock)
     except TimeOver:
         pass
     except KeyboardInterrupt:
@@ -84,7 +80,8 @@ def _as_stored(setting: CacheSetting, method: Method, path: Path, error: UserErr
 
 
 def _measure(
-    bench: CacheBench,
+    make_bench: Callable[[Sequence[CacheRow]], CacheBench],
+    rows: dict[str, CacheRow],
     contexts: Sequence[Sequence[Batch]],
     cells: dict[str, Cell],
     names: Sequence[str],
@@ -99,6 +96,8 @@ def _measure(
             missing[number] = wanted
     if not missing:
         return
+    lacking = {row for wanted in missing.values() for row, own in wanted.items() if own}
+    bench = make_bench([rows[row] for row in rows if row in lacking])  # needs of the others would slow the reading
     for row, cell in cells.items():
         if cell.stale:
             print(f"{row}: {cell.note(0, len(names))}", flush=True)
