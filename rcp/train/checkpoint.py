@@ -10,6 +10,7 @@ With several processes all of them make the same calls, on one shared folder; th
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -64,9 +65,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if writable else None,
             create=writable,
-            cleanup_tmp_directories=writable,
             read_only=not writable,
         )
+        if writable and jax.process_index() == 0:
+            _clear_unfinished(self.folder)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: TrainState, pipeline: Any) -> None:
@@ -171,6 +173,16 @@ class Checkpoints:
             folder.rename(next(path for name in names if not (path := self.folder / name).exists()))
         if self._writable:
             self._manager.reload()
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Removes what a killed process had begun to write.
+
+    Orbax would do it behind the scenes (`cleanup_tmp_directories`), where two openings of one folder, one after the
+    other, meet over the same files and the later one's first save raises FileNotFoundError.
+    """
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -64,6 +64,19 @@ def test_everything_comes_back_bit_for_bit_and_the_oldest_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "15"]
 
 
+def test_what_a_killed_process_had_begun_is_gone_once_the_folder_is_open(tmp_path):
+    """A run that goes on opens its folder twice: to restore, and to save. The second meets no removal under way."""
+    saved(tmp_path, steps=(5,))
+    for n in range(2000):
+        part = tmp_path / "10.orbax-checkpoint-tmp" / str(n)
+        part.mkdir(parents=True)
+        (part / "d").touch()
+    Checkpoints(tmp_path, fingerprint="abc").close()
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
+    saved(tmp_path, steps=(10,))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "5"]
+
+
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path, fingerprint="abc")
     assert checkpoints.restore(make_state()) is None

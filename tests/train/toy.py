@@ -145,6 +145,8 @@ def kill_and_restart(folder: Path, steps: int, kills: int) -> None:
         enough = logged() + rng.randint(1, 20)
         child = train_in_a_child(folder, steps)
         while logged() < enough:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit("the child ended before it had taken the steps it was to be killed after")
             time.sleep(0.002)
         time.sleep(rng.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
