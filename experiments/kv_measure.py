@@ -29,7 +29,8 @@ from rcp.infer.trained_eviction import load_eviction
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Example, Role, UserError
 
-ALLOTMENTS = {"": None, "uniform": UNIFORM, "ada": ADA, "global": GLOBAL}
+ALLOTMENTS = {"uniform": UNIFORM, "ada": ADA, "global": GLOBAL}
+REPACKED = "repacked"
 ANEW = ("none", "shorter")
 WIDTHS = 8
 """Question and answer are padded to a multiple of this."""
@@ -131,8 +132,8 @@ def row_of(
     Raises:
       UserError: a trained run that is not there; an oracle that does not know what is needed.
     """
-    policy, _, shared = method.name.partition("+")
-    allotment = ALLOTMENTS[shared]
+    policy, *ways = method.name.split("+")
+    allotment, repack = next((ALLOTMENTS[way] for way in ways if way in ALLOTMENTS), None), REPACKED in ways
     if policy in ANEW:
         return CacheRow(method.name)
     if policy == "oracle":
@@ -145,8 +146,9 @@ def row_of(
         eviction = trained_eviction(setting, method, seed, runs, loaded)
         if eviction.policy.asks and not setting.aware:
             raise UserError("looks at the question: measured with --question")
-        return CacheRow(method.name, replace(eviction, allotment=allotment or eviction.allotment, sinks=setting.sinks))
-    return CacheRow(method.name, Eviction(POLICIES[policy](), allotment, sinks=setting.sinks))
+        eviction = replace(eviction, allotment=allotment or eviction.allotment, sinks=setting.sinks, repack=repack)
+        return CacheRow(method.name, eviction)
+    return CacheRow(method.name, Eviction(POLICIES[policy](), allotment, sinks=setting.sinks, repack=repack))
 
 
 def trained_eviction(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded: Pretrained) -> Eviction:

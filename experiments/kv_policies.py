@@ -6,8 +6,9 @@ A context is read once, without a question in sight, pruned by every policy at e
 With --question the policies see the question too (query-aware). The tasks are those of `configs/ruler.py`; the dataset
 "text" is perplexity and needs --text. Exact match is teacher-forced unless --decode says otherwise. Every row but
 "shorter" and "none", which read a prompt of their own, keeps the first --sinks entries of every head; a row
-"POLICY+ALLOTMENT" shares the budget out in another way than the policy's authors. "ours" is the run `eviction` under
---runs. Tasks that the whole cache answers in fewer than half of the cases are shown, and nothing is claimed on them.
+"POLICY+ALLOTMENT" shares the budget out in another way than the policy's authors, "POLICY+repacked" counts positions
+anew. "ours" is the run `eviction` under --runs. Tasks that the whole cache answers in fewer than half of the cases are
+shown, and nothing is claimed on them.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ METHODS = (
     Method("keydiff", "keydiff"),
     Method("kvzip", "kvzip", about="reads the context twice; heads and layers compete"),
     Method("kvzip+uniform", "kvzip+uniform", about="the same, every head keeps as many"),
+    Method("kvzip+repacked", "kvzip+repacked", about="what is kept stands at positions without gaps"),
     Method("oracle", "oracle", about="what the answer needs first, then the newest; knows task and question"),
     ours("ours", f"trained by {CONFIG}; what it was trained to share out is: by default heads and layers compete"),
     ours("ours+ada", "the same scores, the heads of a layer compete"),
     ours("ours+uniform", "the same scores, every head keeps as many"),
+    ours("ours+repacked", "what is kept stands at positions without gaps"),
 )
 
 

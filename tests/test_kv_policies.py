@@ -163,6 +163,9 @@ def test_a_trained_eviction_keeps_the_sinks_of_the_table(monkeypatch: pytest.Mon
     (method,) = chosen(METHODS, ("ours",))
     row = kv_measure.row_of(base, method, 0, Path("absent"), None, True)  # pyright: ignore[reportArgumentType]
     assert row.eviction == Eviction(Random(), GLOBAL, sinks=0)
+    (method,) = chosen(METHODS, ("ours+repacked",))
+    row = kv_measure.row_of(base, method, 0, Path("absent"), None, True)  # pyright: ignore[reportArgumentType]
+    assert row.eviction == Eviction(Random(), GLOBAL, sinks=0, repack=True)
 
 
 def test_one_pruned_context_answers_several_questions(whole: Part, reader: Path, tmp_path: Path) -> None:
@@ -223,6 +226,7 @@ def test_the_rows_are_those_of_the_issue() -> None:
         return row.eviction
 
     assert eviction("kvzip").shared == GLOBAL and eviction("kvzip+uniform").shared == UNIFORM
+    assert eviction("kvzip+repacked") == replace(eviction("kvzip"), repack=True)
     assert eviction("full") == Eviction(Full(), sinks=4)
     with pytest.raises(UserError, match="a task that knows which segments its answers need"):
         eviction("oracle")
