@@ -29,8 +29,19 @@ TASKS = {
     "documents": {"name": "documents"},
 }
 """As in configs/ruler.py."""
+GOLDEN, RANKING = {"golden": 1.0}, {"ranking": 1.0}
 SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
-VARIANTS = ("mix", "golden", "ranking", "distil", "task", "stream")
+VARIANTS = ("mix", "golden", "ranking", "distil", "likelihood", "task", "stream")
+ANSWERS = {
+    "distil": {"answer_objectives": {"distil": 1.0}, "answer_steps": 60},
+    "likelihood": {
+        "answer_objectives": {"likelihood": 4.0} | GOLDEN,
+        "answer_steps": 300,
+        "answer_learning_rate": 1e-3,
+    },
+    "task": {"answer_objectives": {"task": 1.0}, "answer_steps": 60},
+}
+"""The second stage."""
 
 
 def at(task: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -42,7 +53,6 @@ def at(task: dict[str, Any], tokens: int) -> dict[str, Any]:
 def get_config(variant: str = "mix") -> ConfigDict:
     c = ConfigDict()
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    golden, ranking = {"golden": 1.0}, {"ranking": 1.0}
     streams = variant == "stream"
     tasks = TASKS | ({"text": {"name": "solutions"}} if streams else {})
     c.eviction = {
@@ -51,10 +61,8 @@ def get_config(variant: str = "mix") -> ConfigDict:
         "entries": 512,
         "heads": "own" if streams else "layer",
         "contexts": 10,
-        "objectives": {"golden": golden, "ranking": ranking}.get(variant, golden | ranking),
-        "answer_objectives": {variant: 1.0} if variant in ("distil", "task") else {},
-        "answer_steps": 60 if variant in ("distil", "task") else 0,
-    }
+        "objectives": {"golden": GOLDEN, "ranking": RANKING}.get(variant, GOLDEN | RANKING),
+    } | ANSWERS.get(variant, {})
     c.optim = {"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.01}
     c.train = {"steps": 400, "log_every": 10, "checkpoint_every": 50}
     return c

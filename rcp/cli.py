@@ -73,7 +73,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RUN",
         help="take what the stage `prepare` computes from another run of the same task, examples, model and "
-        "labels.source, whose scorer reads the same layer",
+        "labels.source, whose scorer reads the same layer; of learned eviction, what the stage `traces` has trained, "
+        "from a run that differs only in how it learns through answers",
     )
 
 

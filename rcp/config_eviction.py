@@ -9,8 +9,19 @@ from typing import Any, Literal
 MEASURES = ("expected_attention", "snapkv", "keydiff", "h2o")
 """What `eviction.measures` may hold: policies whose scores the scorer sees."""
 RANKED = ("golden", "ranking")
-ANSWERED = (*RANKED, "distil", "task")
-"""What `eviction.objectives` and `eviction.answer_objectives` may hold."""
+BEHIND = ("distil", "likelihood", "task")
+"""Objectives that read an answer behind what is kept."""
+ANSWERED = (*RANKED, *BEHIND)
+"""What `eviction.objectives` and `eviction.answer_objectives` may hold: `RANKED` and `ANSWERED`."""
+LATER = (
+    "answer_objectives",
+    "answer_steps",
+    "answer_batch_size",
+    "answer_learning_rate",
+    "keep_rates",
+    "temperature",
+)
+"""Keys that the second stage alone looks at."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,11 @@ class EvictionConfig:
 
     Training: usefulness is the `largest` or `mean` attention of question and answer, times the norm of the value where
     `value_norm`. A context's questions count together, but one alone where `question`. `objectives` weigh "golden" and
-    "ranking" over `train.steps`; where `answer_steps` > 0 a second stage follows, whose `answer_objectives` may hold
-    "distil" and "task" too, at a rate of `keep_rates` drawn for each context. `across` is what the entries compete
-    within. `samples`: rankings or subsets drawn for a context. `batch_size`, `answer_batch_size`: contexts of a step.
-    `temperature`: of the relaxed mask. `sinks`: first entries that are always kept.
+    "ranking" over `train.steps`; where `answer_steps` > 0 a second stage follows, at `answer_learning_rate` where that
+    is not `optim.learning_rate`, whose `answer_objectives` may hold "distil", "likelihood" and "task" too, at a rate of
+    `keep_rates` drawn for each context. `across` is what the entries compete within. `samples`: rankings or subsets
+    drawn for a context. `batch_size`, `answer_batch_size`: contexts of a step. `temperature`: of the relaxed mask.
+    `sinks`: first entries that are always kept.
     """
 
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -61,6 +73,7 @@ class EvictionConfig:
     samples: int = 4
     batch_size: int = 8
     answer_batch_size: int = 2
+    answer_learning_rate: float | None = None
     temperature: float = 1.0
     sinks: int = 4
 
@@ -78,6 +91,8 @@ class EvictionConfig:
         need(self.kernel > 0 and self.kernel % 2 == 1, "eviction.kernel", "odd, 1 or more")
         need(not self.entries or self.kernel == 1, "eviction.entries", "0 with eviction.kernel, which mixes neighbours")
         need(self.temperature > 0, "eviction.temperature", "above 0")
+        rate = self.answer_learning_rate
+        need(rate is None or rate > 0, "eviction.answer_learning_rate", "above 0 or None")
         once = set(self.measures) <= set(MEASURES) and len(set(self.measures)) == len(self.measures)
         need(once, "eviction.measures", f"some of {', '.join(MEASURES)}, each once")
         expected = "none with eviction.question: traces measure a context before its question is read"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from rcp.config import Config
+from rcp.config import Config, OptimConfig
+from rcp.config_eviction import LATER, EvictionConfig
 from rcp.eviction.learned import inputs_of_entry
 from rcp.nn.eviction_scorer import ScorerShape, init_scorer
 from rcp.nn.transformer import TransformerConfig
@@ -66,17 +67,20 @@ class _Kind:
     steps: int
     batch_size: int
     objectives: dict[str, float]
+    optim: OptimConfig
     seed: int
 
 
 def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
     c, answers = config.eviction, name == "answers"
-    kind = _Kind(config.train.steps, c.batch_size, c.objectives, config.seed + 3)
+    kind = _Kind(config.train.steps, c.batch_size, c.objectives, config.optim, config.seed + 3)
     if answers:
-        kind = _Kind(c.answer_steps, c.answer_batch_size, c.answer_objectives, config.seed + 4)
+        rate = c.answer_learning_rate or config.optim.learning_rate
+        optim = replace(config.optim, learning_rate=rate)
+        kind = _Kind(c.answer_steps, c.answer_batch_size, c.answer_objectives, optim, config.seed + 4)
     shape = scorer_shape(config, loaded.config)
     graph, state = nnx.split(loaded.model)
-    optimizer = make_optimizer(config.optim, kind.steps, ("pruner",))
+    optimizer = make_optimizer(kind.optim, kind.steps, ("pruner",))
 
     def init_state(previous: Params | None) -> TrainState:
         first = previous["pruner"] if previous else init_scorer(shape, jax.random.key(config.seed + 1))
@@ -93,8 +97,23 @@ def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
 
     step = make_eviction_step(c, kind.objectives, Scoring(shape, graph, loaded.model.dtype), optimizer)
     return Stage(
-        name, kind.steps, step, init_state, frozen, make_pipeline, count_tokens=_count, weights=loaded.fingerprint
+        name,
+        kind.steps,
+        step,
+        init_state,
+        frozen,
+        make_pipeline,
+        count_tokens=_count,
+        weights=loaded.fingerprint,
+        decides=None if answers else traces_decide,
     )
+
+
+def traces_decide(config: Config) -> Config:
+    """What of a config decides the first stage: all but what the second alone looks at, which is at its default."""
+    default = EvictionConfig()
+    later = {key: getattr(default, key) for key in LATER}
+    return replace(config, eviction=replace(config.eviction, **later))
 
 
 def _count(batch: TraceBatch) -> int:

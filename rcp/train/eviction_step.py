@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rcp import sampling
-from rcp.config_eviction import EvictionConfig
+from rcp.config_eviction import BEHIND, EvictionConfig
 from rcp.eviction.allotment import ADA, GLOBAL, UNIFORM
 from rcp.eviction.compaction import Candidates, mask_entries
 from rcp.eviction.learned import describe
@@ -57,7 +57,7 @@ def make_eviction_step(
         def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
             scores = score_trace(scoring.shape, params["pruner"], batch, frozen["frequencies"])
             values = _on_traces(c, weights, scores, batch, free, keys)
-            if {"distil", "task"} & set(weights):
+            if set(BEHIND) & set(weights):
                 values |= _on_answers(c, weights, scoring, frozen["model"], scores, batch, keys)
             means = {name: global_mean(value, batch.weight, axis_name) for name, value in values.items()}
             loss = jnp.zeros((), jnp.float32)
@@ -150,12 +150,15 @@ def _on_answers(
     options = {"valid": valid, "forced": forced, "allotment": ALLOTMENTS[c.across]}
     said = answer_places(batch)
     values = {}
-    if "distil" in weights:
-        full = read_answers(scoring.graph, model, _whole(batch, scoring.dtype), batch)
+    if {"distil", "likelihood"} & set(weights):
         hard = select(jax.lax.stop_gradient(scores), budgets, **options).mask
         keep = sampling.straight_through(hard, _soft(c, scores, budgets, valid, forced))
         pruned = read_answers(scoring.graph, model, mask_entries(found, keep), batch)
-        values["distil"] = objectives.distil(jax.lax.stop_gradient(full), pruned, said)
+        if "distil" in weights:
+            full = read_answers(scoring.graph, model, _whole(batch, scoring.dtype), batch)
+            values["distil"] = objectives.distil(jax.lax.stop_gradient(full), pruned, said)
+        if "likelihood" in weights:
+            values["likelihood"] = answer_nll(pruned, batch, said)
     if "task" in weights:
 
         def draw(number: Array) -> tuple[Array, Array]:

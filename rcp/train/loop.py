@@ -240,7 +240,7 @@ def _finished_elsewhere(
     if not shared:
         raise UserError(
             f"--prepared={other}: this config has no stage that could be taken over; expected config.train.prepare "
-            "and a published model"
+            "and a published model, or config.eviction.tasks"
         )
     return [(stage, _end_of(stage, config, other)) for stage in shared if not has_checkpoint(_folder(workdir, stage))]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from rcp.config import Config
 from rcp.config_eviction import EvictionConfig
@@ -21,10 +22,14 @@ from rcp.eviction.prompt import read_prompt
 from rcp.infer.context import ContextModel
 from rcp.infer.trained import load_trained
 from rcp.infer.trained_eviction import load_eviction
+from rcp.nn.cache import tail_of
+from rcp.nn.chunk import read_chunk
 from rcp.pretrained import Pretrained
 from rcp.train.eviction_stages import eviction_stages
-from rcp.train.eviction_step import score_trace
+from rcp.train.eviction_step import Scoring, answer_nll, answer_places, make_eviction_step, score_trace
 from rcp.train.loop import restore, run
+from rcp.train.optim import make_optimizer
+from rcp.train.state import new_state
 from rcp.train.trace_pipeline import TraceBatch, TracePipeline, padded_trace, stack
 from rcp.train.traces import Traces
 from rcp.types import UserError
@@ -61,7 +66,7 @@ def config_of(folder: Path, **eviction) -> Config:
         "folder": str(folder),
         "width": 8,
         "objectives": {"golden": 1.0, "ranking": 1.0},
-        "answer_objectives": {"golden": 1.0, "distil": 1.0, "task": 1.0},
+        "answer_objectives": {"golden": 1.0, "distil": 1.0, "likelihood": 1.0, "task": 1.0},
         "answer_steps": 2,
         "samples": 2,
         "batch_size": 4,
@@ -97,7 +102,47 @@ def test_training_raises_what_the_best_entries_hold(trained):
     answered = [row for row in rows if row["stage"] == "answers"]
     assert result.finished and len(answered) == 2
     assert all(np.isfinite(row[name]) for row in answered for name in ("distil", "task", "answer_nll", "loss"))
-    assert all(row["distil"] > 0 for row in answered)
+    assert all(row["distil"] > 0 and row["likelihood"] > 0 for row in answered)
+
+
+def test_another_second_stage_takes_the_first_over(trained, tmp_path):
+    """The run is the one that trains both stages; where the first stage is another one it is refused."""
+    config, first, _, _ = trained
+    c = config.eviction
+    other = replace(config, eviction=replace(c, answer_objectives={"likelihood": 1.0}, answer_learning_rate=1e-3))
+    expected = run(eviction_stages(other, small()), other, tmp_path / "itself").state.params
+    found = run(eviction_stages(other, small()), other, tmp_path / "other", prepared=first).state.params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["answers"] * 2
+    wider = replace(config, eviction=replace(c, width=16))
+    with pytest.raises(UserError, match=r"traces computed does not fit this config:\n  config.eviction.width: 8 there"):
+        run(eviction_stages(wider, small()), wider, tmp_path / "wider", prepared=first)
+
+
+def test_the_likelihood_is_that_behind_the_cache_compacted(trained):
+    """What the model makes of the answer behind the entries kept, gathered; and something is learned from it."""
+    config, workdir, _, _ = trained
+    loaded, c = small(), replace(config.eviction, keep_rates=(0.25,), sinks=1)
+    traces = Traces(c, loaded)
+    batch = stack([padded_trace(traces.load(i), i, c, np.random.default_rng(i), True) for i in range(2)])
+    policy = load_eviction(workdir, loaded).policy
+    scoring = Scoring(policy.shape, nnx.split(loaded.model)[0], loaded.model.dtype)  # pyright: ignore
+    optimizer = make_optimizer(config.optim, 1, ("pruner",))
+    params = {"pruner": {name: jax.numpy.asarray(x) for name, x in policy.weights.tree.items()}}  # pyright: ignore
+    state = new_state(0, params, optimizer.init(params))
+    frozen = {"frequencies": loaded.model.frequencies(), "model": nnx.to_pure_dict(nnx.split(loaded.model)[1])}
+    step = make_eviction_step(c, {"likelihood": 1.0}, scoring, optimizer)
+    metrics = jax.jit(partial(step, axis_name=None))(state, frozen, batch)[1]
+    reader = ContextModel(loaded.model, replace(load_eviction(workdir, loaded), sinks=1), chunk=16, multiple=16)
+    pruned = reader.prune(reader.read([traces.asked(i).context for i in range(2)]), keep_rate=0.25)
+    tail = tail_of(pruned.context, batch.tokens.shape[1])
+    tokens, there = np.maximum(batch.tokens, 0), batch.tokens >= 0
+    h = read_chunk(loaded.model, tokens, tail, context=pruned.context, valid=there, slots=0)[0]
+    log_probs = jax.nn.log_softmax(loaded.model.logits(h), axis=-1)
+    expected = np.mean(answer_nll(log_probs, batch, answer_places(batch)))
+    np.testing.assert_allclose(metrics["likelihood"], expected, rtol=1e-3)
+    assert metrics["grad_norm"] > 0
 
 
 def test_the_run_prunes_and_answers(trained):
@@ -199,6 +244,7 @@ def test_the_stream_goes_on_where_it_was(trained):
         ({"tasks": {"x": {"tokens": 64}}}, "eviction.tasks.x should be a section with the name of a task"),
         ({"question": True, "measures": ["keydiff"]}, "eviction.measures should be none with eviction.question"),
         ({"samples": 1}, "eviction.samples should be above 1"),
+        ({"answer_learning_rate": 0.0}, "eviction.answer_learning_rate should be above 0 or None"),
         ({"tokens": 50}, "config.eviction.tokens is 50"),
         ({"tasks": {"x": {"name": "nedle"}}}, "eviction.tasks.x.name is 'nedle'; known tasks"),
     ],
