@@ -29,8 +29,13 @@ from rcp.infer.trained_eviction import load_eviction
 from rcp.pretrained import Pretrained
 from rcp.types import Batch, Example, Role, UserError
 
-ALLOTMENTS = {"uniform": UNIFORM, "ada": ADA, "global": GLOBAL}
-REPACKED = "repacked"
+WAYS: dict[str, dict[str, Any]] = {
+    "uniform": {"allotment": UNIFORM},
+    "ada": {"allotment": ADA},
+    "global": {"allotment": GLOBAL},
+    "repacked": {"repack": True},
+}
+"""What a row's name may add to that of its policy: fields of its `Eviction`."""
 ANEW = ("none", "shorter")
 WIDTHS = 8
 """Question and answer are padded to a multiple of this."""
@@ -133,7 +138,9 @@ def row_of(
       UserError: a trained run that is not there; an oracle that does not know what is needed.
     """
     policy, *ways = method.name.split("+")
-    allotment, repack = next((ALLOTMENTS[way] for way in ways if way in ALLOTMENTS), None), REPACKED in ways
+    told: dict[str, Any] = {"sinks": setting.sinks}
+    for way in ways:
+        told |= WAYS[way]
     if policy in ANEW:
         return CacheRow(method.name)
     if policy == "oracle":
@@ -146,9 +153,8 @@ def row_of(
         eviction = trained_eviction(setting, method, seed, runs, loaded)
         if eviction.policy.asks and not setting.aware:
             raise UserError("looks at the question: measured with --question")
-        eviction = replace(eviction, allotment=allotment or eviction.allotment, sinks=setting.sinks, repack=repack)
-        return CacheRow(method.name, eviction)
-    return CacheRow(method.name, Eviction(POLICIES[policy](), allotment, sinks=setting.sinks, repack=repack))
+        return CacheRow(method.name, replace(eviction, **told))
+    return CacheRow(method.name, Eviction(POLICIES[policy](), **told))
 
 
 def trained_eviction(setting: CacheSetting, method: Method, seed: int, runs: Path, loaded: Pretrained) -> Eviction:
