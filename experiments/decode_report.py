@@ -162,7 +162,7 @@ def figure(path: Path, report: Mapping[str, Any]) -> None:
     if not panels:
         return
     shares = sorted({rate for cell in cells for rate in rates_of(cell)})
-    fig = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    fig = Figure(figsize=(max(5.6, 4.2 * len(panels)), 4.2), layout="constrained")
     for axis, panel in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
         for cell in cells:
             if (cell["tokens"], cell["batch"]) != panel:
@@ -187,6 +187,7 @@ def figure(path: Path, report: Mapping[str, Any]) -> None:
         axis.grid(alpha=0.25)
     fig.axes[0].set_ylabel("decoded tokens/s")
     legend = {label: line for axis in fig.axes for line, label in zip(*axis.get_legend_handles_labels())}
-    fig.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    columns = min(4, 2 * len(panels))
+    fig.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     FigureCanvasAgg(fig)
     fig.savefig(path, dpi=140)
