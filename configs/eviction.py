@@ -11,7 +11,8 @@ stage alone, of a listwise cross-entropy to the attention that was paid and of d
 (one of the two), `:distil` and `:task` (mix, then steps with the KL to the full cache, or with drawn subsets rewarded
 for the answer's likelihood). Another second stage behind the same first: --prepared=runs/eviction. `:stream` is mix for
 text that passes through a cache of fixed size: a network for each key-value head, since heads hold different tokens
-there, and worked problems ($RCP_DATA_DIR) among the tasks. Needles, variables, words and documents of 512, 1,024 and
+there, and worked problems ($RCP_DATA_DIR) among the tasks. `:text`: the default with worked problems among the tasks,
+for contexts that are read on without a question about them. Needles, variables, words and documents of 512, 1,024 and
 2,048 tokens are read once, 5.6 GB of traces; a step of the first stage looks at 512 places of each context. `passkey`
 is left out, so that one task is new to the scorer. Text of your own joins them with
 --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=1024
@@ -35,14 +36,16 @@ TASKS = {
 """As in configs/ruler.py."""
 GOLDEN, RANKING = {"golden": 1.0}, {"ranking": 1.0}
 SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
-VARIANTS = ("mix", "golden", "ranking", "distil", "likelihood", "task", "stream")
+VARIANTS = ("mix", "golden", "ranking", "distil", "likelihood", "task", "stream", "text")
+LIKELIHOOD = {
+    "answer_objectives": {"likelihood": 4.0} | GOLDEN,
+    "answer_steps": 300,
+    "answer_learning_rate": 1e-3,
+}
 ANSWERS = {
     "distil": {"answer_objectives": {"distil": 1.0}, "answer_steps": 60},
-    "likelihood": {
-        "answer_objectives": {"likelihood": 4.0} | GOLDEN,
-        "answer_steps": 300,
-        "answer_learning_rate": 1e-3,
-    },
+    "likelihood": LIKELIHOOD,
+    "text": LIKELIHOOD,
     "task": {"answer_objectives": {"task": 1.0}, "answer_steps": 60},
 }
 """The second stage."""
@@ -58,7 +61,7 @@ def get_config(variant: str = "likelihood") -> ConfigDict:
     c = ConfigDict()
     c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
     streams = variant == "stream"
-    tasks = TASKS | ({"text": {"name": "solutions"}} if streams else {})
+    tasks = TASKS | ({"text": {"name": "solutions"}} if variant in ("stream", "text") else {})
     c.eviction = {
         "tasks": {f"{name}_{tokens}": at(task, tokens) for tokens in LENGTHS for name, task in tasks.items()},
         "tokens": LENGTHS[-1],

@@ -22,7 +22,7 @@ TASKS = {
     "tracking": {"name": "tracking"},
     "words": {"name": "common_words", "other_times": 1},
     "documents": {"name": "documents"},
-    "text": {"name": "long_text", "path": ""},
+    "text": {"name": "long_text", "path": "", "validation_path": "", "test_path": ""},
 }
 LENGTHS = (512, 1024, 2048, 4096)
 SHORTEST = {"passkey": 4, "words": 2, "documents": 32, "text": 3}

@@ -4,7 +4,7 @@
 
 A context is read once, without a question in sight, pruned by every policy at every rate, and asked (query-agnostic).
 With --question the policies see the question too (query-aware). The tasks are those of `configs/ruler.py`; the dataset
-"text" is perplexity and needs --text. Exact match is teacher-forced unless --decode says otherwise. Every row but
+"text" is perplexity of windows of --text. Exact match is teacher-forced unless --decode says otherwise. Every row but
 "shorter" and "none", which read a prompt of their own, keeps the first --sinks entries of every head; a row
 "POLICY+ALLOTMENT" shares the budget out in another way than the policy's authors, "POLICY+repacked" counts positions
 anew. "ours" is the run `eviction` under --runs. Tasks that the whole cache answers in fewer than half of the cases are

@@ -4,7 +4,8 @@
 
 The tasks are the variants of `configs/ruler.py`, texts of our own making, at any length up to the reader's. Nothing
 here is trained. Exact match is teacher-forced unless --decode says otherwise. The oracle keeps what the task says is
-needed first. The dataset "text" is perplexity: its answer NLL is that of the text's continuation; it needs --text.
+needed first. The dataset "text" is perplexity: its answer NLL is that of the continuations of windows of --text, which
+lie side by side from its beginning to its end.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def config_of(task: str, tokens: int, text: str = "", model: str = "") -> Config
         "data.lengths": (tokens,),
         "data.max_segments": max(1, tokens // share),
         **({"task.times": tokens // 8} if task == "words" else {}),
-        **({"task.path": text} if text and "path" in base.task.fields else {}),
+        **(dict.fromkeys(("task.validation_path", "task.test_path"), text) if "path" in base.task.fields else {}),
         **({"model.name": model} if model else {}),
     }
     return load_config(f"{FILE}:{task}", [f"--config.{key}={value}" for key, value in changes.items()])

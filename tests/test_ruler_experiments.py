@@ -14,6 +14,7 @@ from experiments.ruler_reader import masks_of, table
 from rcp.cli import main as rcp
 from rcp.config_file import load_config
 from rcp.data.pack import collate, encode
+from rcp.data.tasks.base import Split
 from rcp.data.tasks.needle import Needle
 from rcp.train.build import make_task
 from rcp.types import Role
@@ -50,6 +51,15 @@ def test_every_variant_is_a_task_whose_prompts_fit_its_data(variant: str, tmp_pa
     task_at = ruler.config_of(variant.partition("_")[0], 777, str(book))
     assert task_at.data.lengths == (777,) and task_at.task.fields["tokens"] == 777
     assert task_at.data.max_segments == pytest.approx(config.data.max_segments * 777 / tokens, abs=2)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_text_is_measured_from_beginning_to_end(split: Split, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"This is what stands in sentence {i} of the book." for i in range(600)))
+    windows = make_task(ruler.config_of("text", 512, str(book))).examples_in(Chunks(), split)
+    read = "".join("".join(window.context) + window.question + window.answer for window in windows)
+    assert len(windows) > 5 and "sentence 0 of" in read and len(read) > 0.9 * len(book.read_text())
 
 
 def test_masks_leave_what_is_needed() -> None:
