@@ -34,6 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ada": {"allotment": ADA},
     "global": {"allotment": GLOBAL},
     "repacked": {"repack": True},
+    "recent": {"recent": 32},
 }
 """What a row's name may add to that of its policy: fields of its `Eviction`."""
 ANEW = ("none", "shorter")

@@ -7,8 +7,8 @@ With --question the policies see the question too (query-aware). The tasks are t
 "text" is perplexity of windows of --text. Exact match is teacher-forced unless --decode says otherwise. Every row but
 "shorter" and "none", which read a prompt of their own, keeps the first --sinks entries of every head; a row
 "POLICY+ALLOTMENT" shares the budget out in another way than the policy's authors, "POLICY+repacked" counts positions
-anew. "ours" is the run `eviction` under --runs. Tasks that the whole cache answers in fewer than half of the cases are
-shown, and nothing is claimed on them.
+anew, "POLICY+recent" keeps the newest 32 entries of every head too. "ours" is the run `eviction` under --runs. Tasks
+that the whole cache answers in fewer than half of the cases are shown, and nothing is claimed on them.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ METHODS = (
     Method("kvzip", "kvzip", about="reads the context twice; heads and layers compete"),
     Method("kvzip+uniform", "kvzip+uniform", about="the same, every head keeps as many"),
     Method("kvzip+repacked", "kvzip+repacked", about="what is kept stands at positions without gaps"),
+    Method("kvzip+recent", "kvzip+recent", about="the newest 32 entries of every head are kept too, within the budget"),
     Method("oracle", "oracle", about="what the answer needs first, then the newest; knows task and question"),
     ours("ours", f"trained by {CONFIG}; what it was trained to share out is: by default heads and layers compete"),
     ours("ours+ada", "the same scores, the heads of a layer compete"),
     ours("ours+uniform", "the same scores, every head keeps as many"),
     ours("ours+repacked", "what is kept stands at positions without gaps"),
+    ours("ours+recent", "the newest 32 entries of every head are kept too, within the budget"),
 )
 
 

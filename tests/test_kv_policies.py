@@ -227,6 +227,7 @@ def test_the_rows_are_those_of_the_issue() -> None:
 
     assert eviction("kvzip").shared == GLOBAL and eviction("kvzip+uniform").shared == UNIFORM
     assert eviction("kvzip+repacked") == replace(eviction("kvzip"), repack=True)
+    assert eviction("kvzip+recent") == replace(eviction("kvzip"), recent=32)
     assert eviction("full") == Eviction(Full(), sinks=4)
     with pytest.raises(UserError, match="a task that knows which segments its answers need"):
         eviction("oracle")
