@@ -7,8 +7,9 @@ With --question the policies see the question too (query-aware). The tasks are t
 "text" is perplexity of windows of --text. Exact match is teacher-forced unless --decode says otherwise. Every row but
 "shorter" and "none", which read a prompt of their own, keeps the first --sinks entries of every head; a row
 "POLICY+ALLOTMENT" shares the budget out in another way than the policy's authors, "POLICY+repacked" counts positions
-anew, "POLICY+recent" keeps the newest 32 entries of every head too. "ours" is the run `eviction` under --runs. Tasks
-that the whole cache answers in fewer than half of the cases are shown, and nothing is claimed on them.
+anew, "POLICY+recent" keeps the newest 32 entries of every head too. "ours" and "ours_text" are the runs `eviction` and
+`eviction_text` under --runs. Tasks that the whole cache answers in fewer than half of the cases are shown, and nothing
+is claimed on them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ METHODS = (
     ours("ours+uniform", "the same scores, every head keeps as many"),
     ours("ours+repacked", "what is kept stands at positions without gaps"),
     ours("ours+recent", "the newest 32 entries of every head are kept too, within the budget"),
+    Method("ours_text", "ours_text", f"{RUN}_text", f"{CONFIG}:text", about=f"trained by {CONFIG}:text, on text too"),
 )
 
 

@@ -20,12 +20,13 @@ TRAINED = Path(__file__).resolve().parents[2] / "experiments" / "results" / "tra
 pytestmark = pytest.mark.lax
 
 
-def test_a_tenth_of_the_cache_holds_what_is_asked_for_later():
+@pytest.mark.parametrize("run", ["eviction", "eviction_text"])
+def test_a_tenth_of_the_cache_holds_what_is_asked_for_later(run: str):
     """Texts of the test split, pruned before their questions are known."""
     loaded = load("smollm2-135m-instruct", dtype="float32")
     encode, decode = loaded.tokenizer.encode, loaded.tokenizer.decode
     examples = examples_of(Needle(tokens=256), loaded.tokenizer, "test", 3)
-    model = ContextModel(loaded.model, load_eviction(TRAINED / "eviction", loaded), eos_ids=(loaded.tokenizer.eos_id,))
+    model = ContextModel(loaded.model, load_eviction(TRAINED / run, loaded), eos_ids=(loaded.tokenizer.eos_id,))
     pruned = model.prune(model.read([encode("".join(example.context)) for example in examples]), keep_rate=0.1)
     np.testing.assert_array_equal(pruned.kept, pruned.asked)
     found = model.answer(pruned, [encode(example.question) for example in examples], max_new=10)
