@@ -17,7 +17,7 @@ from rcp.eviction.base import Statistics
 from rcp.eviction.compaction import candidates, compact, order_of
 from rcp.eviction.prompt import Eviction, scores
 from rcp.eviction.select import guarantees, select
-from rcp.nn.cache import Context, as_context, tail_of
+from rcp.nn.cache import Context, KVCache, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
 
@@ -57,29 +57,59 @@ def step(
         or layers share it unevenly it must be smaller: no head ever keeps more than the size.
       keys: one an example, where the policy draws.
     """
-    size = stream.context.runs[0].capacity
     tail = tail_of(stream.context, tokens.shape[1])
-    needs = eviction.policy.needs
+    h, tail, read = read_behind(model, stream, tail, tokens, eviction, valid=valid, slots=0)
+    return h, evict(model, read, tail, eviction, budget=budget, keys=keys)
+
+
+def read_behind(
+    model: Transformer,
+    stream: Stream,
+    tail: KVCache,
+    tokens: Int[Array, "batch tokens"],
+    eviction: Eviction,
+    *,
+    valid: Bool[Array, "batch tokens"] | None = None,
+    slots: int | None = None,
+) -> tuple[Float[Array, "batch tokens dim"], KVCache, Stream]:
+    """Reads tokens into the tail, of a chunk's capacity, and evicts nothing: hidden states, the tail, what was seen.
+
+    `slots` is that of `read_chunk`.
+    """
     h, tail, gathered = read_chunk(
         model,
         tokens,
         tail,
         context=stream.context,
         valid=valid,
-        slots=0,
-        observe=statistics.observer(needs),
+        slots=slots,
+        observe=statistics.observer(eviction.policy.needs),
         observed=stream.statistics,
     )
+    return h, tail, Stream(stream.context, gathered)
+
+
+def evict(
+    model: Transformer,
+    stream: Stream,
+    tail: KVCache,
+    eviction: Eviction,
+    *,
+    budget: Int[Array, " batch"] | None = None,
+    keys: Key[Array, " batch"] | None = None,
+) -> Stream:
+    """What is kept of a stream and the tail read behind it. `budget`, `keys`: as in `step`."""
+    size = stream.context.runs[0].capacity
     found = candidates(tail, stream.context)
     there = jnp.moveaxis(found.valid, (0, 3), (1, 2))  # [batch, layers, kv_heads, entries]
-    limit = jnp.full((len(tokens),), size, jnp.int32)
+    limit = jnp.full((there.shape[0],), size, jnp.int32)
     share = eviction.shared
     budgets = layer_budgets(share, limit if budget is None else budget, limit, there.shape[1])
-    by_policy = scores(model, found, gathered, eviction.policy, budget=budgets, keys=keys)
+    by_policy = scores(model, found, stream.statistics, eviction.policy, budget=budgets, keys=keys)
     must = guarantees(there, sinks=eviction.sinks, recent=eviction.recent)
     keep = select(by_policy, budgets, valid=there, forced=must, allotment=share, most=size).mask
     context = compact(found, keep, size, repack=eviction.repack, frequencies=model.frequencies())
-    return h, Stream(context, _carried(gathered, keep, size, eviction.repack))
+    return Stream(context, _carried(stream.statistics, keep, size, eviction.repack))
 
 
 def _carried(

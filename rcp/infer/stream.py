@@ -1,0 +1,122 @@
+"""Reading and decoding through a cache of fixed size: long prompts and long answers in the memory of short ones.
+
+What is decoded goes into a tail; when that holds a chunk, what is kept is chosen anew of context and tail, by the code
+that evicts while a prompt streams in (`rcp.eviction.stream`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from rcp.eviction import stream as streams
+from rcp.eviction.prompt import Eviction
+from rcp.eviction.stream import Stream
+from rcp.infer.generate import Generated
+from rcp.infer.sample import Sampling, next_token
+from rcp.nn.cache import tail_of
+from rcp.nn.transformer import Transformer
+
+
+def prefill_stream(
+    model: Transformer,
+    tokens: Int[Array, "batch tokens"],
+    eviction: Eviction,
+    *,
+    size: int,
+    chunk: int,
+    valid: Bool[Array, "batch tokens"] | None = None,
+) -> tuple[Float[Array, "batch vocab"], Stream]:
+    """Reads prompts, padded at either end: the logits after each example's last token, and the stream behind it.
+
+    Args:
+      size: entries that a head keeps. chunk: tokens read between evictions.
+
+    Raises:
+      ValueError: the policy cannot stream.
+    """
+    batch, width = tokens.shape
+    there = jnp.ones(tokens.shape, bool) if valid is None else valid
+
+    def in_chunks(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, -width % chunk)))
+        return jnp.moveaxis(padded.reshape(batch, -1, chunk), 1, 0)
+
+    def one(carry: tuple[Stream, Array], part: tuple[Array, Array]) -> tuple[tuple[Stream, Array], None]:
+        stream, last = carry
+        tokens, there = part
+        h, stream = streams.step(model, stream, tokens, eviction, valid=there)
+        place = jnp.max(jnp.where(there, jnp.arange(chunk)[None], 0), axis=1)
+        final = jnp.take_along_axis(h, place[:, None, None], axis=1)[:, 0]
+        return (stream, jnp.where(jnp.any(there, axis=1)[:, None], final, last)), None
+
+    start = streams.start(model, eviction, batch, size=size, chunk=chunk)
+    none = jnp.zeros((batch, model.config.d_model), jnp.float32)
+    (stream, last), _ = lax.scan(one, (start, none), (in_chunks(tokens), in_chunks(there)))
+    return model.logits(last), stream
+
+
+def decode_stream(
+    model: Transformer,
+    logits: Float[Array, "batch vocab"],
+    stream: Stream,
+    eviction: Eviction,
+    *,
+    chunk: int,
+    max_new: int,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    sampling: Sampling | None = None,
+) -> tuple[Generated, Stream]:
+    """Continues behind a stream, until every example has ended or has `max_new` tokens. To be called in `jax.jit`.
+
+    Greedily, or by draws as `sampling` says. Memory is that of the stream's entries and a chunk's, whatever `max_new`.
+
+    Args:
+      logits, stream: what `prefill_stream` gives; `chunk` is the same.
+
+    Returns:
+      The tokens, and the stream behind them: all of them read and evicted from. Ended rows read nothing more.
+    """
+    batch = len(logits)
+    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+
+    def running(state):
+        number, _, _, done, *_ = state
+        return (number < max_new) & ~jnp.all(done)
+
+    def advance(state):
+        """A chunk of tokens, then an eviction."""
+        first, logits, stream, done, out, length = state
+        last = jnp.minimum(first + chunk, max_new)
+
+        def one(state):
+            number, logits, stream, tail, done, out, length = state
+            token = jnp.where(done, pad_id, next_token(logits, sampling, number))
+            out = lax.dynamic_update_slice(out, token[:, None], (0, number))
+            h, tail, stream = streams.read_behind(model, stream, tail, token[:, None], eviction, valid=~done[:, None])
+            length = length + ~done
+            done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
+            return number + 1, model.logits(h[:, 0]), stream, tail, done, out, length
+
+        def within(state):
+            number, *_, done, _, _ = state
+            return (number < last) & ~jnp.all(done)
+
+        start = (first, logits, stream, tail_of(stream.context, chunk), done, out, length)
+        number, logits, stream, tail, done, out, length = lax.while_loop(within, one, start)
+        return number, logits, streams.evict(model, stream, tail, eviction), done, out, length
+
+    start = (
+        jnp.int32(0),
+        logits,
+        stream,
+        jnp.zeros((batch,), bool),
+        jnp.full((batch, max_new), pad_id, jnp.int32),
+        jnp.zeros((batch,), jnp.int32),
+    )
+    _, _, stream, _, out, length = lax.while_loop(running, advance, start)
+    return Generated(out, length), stream
