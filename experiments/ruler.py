@@ -50,7 +50,7 @@ def config_of(task: str, tokens: int, text: str = "", model: str = "") -> Config
         "data.lengths": (tokens,),
         "data.max_segments": max(1, tokens // share),
         **({"task.times": tokens // 8} if task == "words" else {}),
-        **(dict.fromkeys(("task.validation_path", "task.test_path"), text) if "path" in base.task.fields else {}),
+        **{f"task.{key}": text for key in base.task.fields if key.endswith("path")},  # every split is all of the text
         **({"model.name": model} if model else {}),
     }
     return load_config(f"{FILE}:{task}", [f"--config.{key}={value}" for key, value in changes.items()])

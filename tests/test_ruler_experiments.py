@@ -53,7 +53,7 @@ def test_every_variant_is_a_task_whose_prompts_fit_its_data(variant: str, tmp_pa
     assert task_at.data.max_segments == pytest.approx(config.data.max_segments * 777 / tokens, abs=2)
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_text_is_measured_from_beginning_to_end(split: Split, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text(" ".join(f"This is what stands in sentence {i} of the book." for i in range(600)))
