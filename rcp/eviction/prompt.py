@@ -22,7 +22,7 @@ from rcp.eviction.compaction import Candidates, candidates, compact
 from rcp.eviction.reconstruction import Repeat, reconstruct
 from rcp.eviction.select import guarantees, select
 from rcp.nn.cache import Context, KVCache
-from rcp.nn.chunk import read_chunk
+from rcp.nn.chunk import last_states, read_chunk
 from rcp.nn.transformer import Transformer
 
 CHUNK = 256
@@ -113,9 +113,7 @@ def read_prompt(
             h, cache, gathered = read_chunk(
                 model, part, cache, valid=seen, slots=slots, observe=observe, observed=gathered
             )
-            place = jnp.max(jnp.where(seen, jnp.arange(chunk)[None], 0), axis=1)
-            final = jnp.take_along_axis(h, place[:, None, None], axis=1)[:, 0]
-            return cache, gathered, jnp.where(jnp.any(seen, axis=1)[:, None], final, states)
+            return cache, gathered, last_states(h, seen, states)
 
         state = lax.fori_loop(first, jnp.minimum(end, used), step, state)
     cache, gathered, states = state

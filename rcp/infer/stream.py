@@ -18,6 +18,7 @@ from rcp.eviction.stream import Stream
 from rcp.infer.generate import Generated
 from rcp.infer.sample import Sampling, next_token
 from rcp.nn.cache import tail_of
+from rcp.nn.chunk import last_states
 from rcp.nn.transformer import Transformer
 
 
@@ -49,9 +50,7 @@ def prefill_stream(
         stream, last = carry
         tokens, there = part
         h, stream = streams.step(model, stream, tokens, eviction, valid=there)
-        place = jnp.max(jnp.where(there, jnp.arange(chunk)[None], 0), axis=1)
-        final = jnp.take_along_axis(h, place[:, None, None], axis=1)[:, 0]
-        return (stream, jnp.where(jnp.any(there, axis=1)[:, None], final, last)), None
+        return (stream, last_states(h, there, last)), None
 
     start = streams.start(model, eviction, batch, size=size, chunk=chunk)
     none = jnp.zeros((batch, model.config.d_model), jnp.float32)

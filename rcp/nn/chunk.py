@@ -104,6 +104,15 @@ def read_chunk(
     return h, kv.append(cache, k, v, valid, jnp.maximum(last, cache.position), empty=slots == 0), observed
 
 
+def last_states(
+    h: Float[Array, "batch tokens dim"], valid: Bool[Array, "batch tokens"], earlier: Float[Array, "batch dim"]
+) -> Float[Array, "batch dim"]:
+    """The hidden states after each example's last token: `earlier` where a chunk is padding alone."""
+    place = jnp.max(jnp.where(valid, jnp.arange(h.shape[1])[None], 0), axis=1)
+    final = jnp.take_along_axis(h, place[:, None, None], axis=1)[:, 0]
+    return jnp.where(jnp.any(valid, axis=1)[:, None], final, earlier)
+
+
 class _Chunk(NamedTuple):
     """What is the same for all layers. `place`: of each token in the tail. `length`: of the tail before the chunk."""
 
