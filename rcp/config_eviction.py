@@ -18,6 +18,9 @@ LATER = (
     "answer_steps",
     "answer_batch_size",
     "answer_learning_rate",
+    "reading",
+    "stream_size",
+    "chunk",
     "keep_rates",
     "temperature",
 )
@@ -47,6 +50,10 @@ class EvictionConfig:
     `keep_rates` drawn for each context. `across` is what the entries compete within. `samples`: rankings or subsets
     drawn for a context. `batch_size`, `answer_batch_size`: contexts of a step. `temperature`: of the relaxed mask.
     `sinks`: first entries that are always kept.
+
+    `reading` is where the second stage has a context's entries from: "traces", or "anew", which the model reads in the
+    step, by its low-rank updates where `model.train` is "lora". With `stream_size` it reads `chunk` tokens at a time
+    through a cache of so many entries a head, evicting after each, else all at once.
     """
 
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,6 +76,9 @@ class EvictionConfig:
     objectives: dict[str, float] = field(default_factory=dict)
     answer_objectives: dict[str, float] = field(default_factory=dict)
     answer_steps: int = 0
+    reading: Literal["traces", "anew"] = "traces"
+    stream_size: int = 0
+    chunk: int = 128
     keep_rates: tuple[float, ...] = (0.1, 0.25, 0.5)
     samples: int = 4
     batch_size: int = 8
@@ -84,9 +94,18 @@ class EvictionConfig:
         for name, task in self.tasks.items():
             known = isinstance(task.get("name"), str)
             need(known, f"eviction.tasks.{name}", "a section with the name of a task")
-        for key in ("contexts", "questions", "tokens", "question_tokens", "width", "batch_size", "answer_batch_size"):
+        for key in (
+            "contexts",
+            "questions",
+            "tokens",
+            "question_tokens",
+            "width",
+            "batch_size",
+            "answer_batch_size",
+            "chunk",
+        ):
             need(getattr(self, key) > 0, f"eviction.{key}", "above 0")
-        for key in ("first", "entries", "answer_steps", "sinks"):
+        for key in ("first", "entries", "answer_steps", "sinks", "stream_size"):
             need(getattr(self, key) >= 0, f"eviction.{key}", "0 or more")
         need(self.kernel > 0 and self.kernel % 2 == 1, "eviction.kernel", "odd, 1 or more")
         need(not self.entries or self.kernel == 1, "eviction.entries", "0 with eviction.kernel, which mixes neighbours")
@@ -97,6 +116,13 @@ class EvictionConfig:
         need(once, "eviction.measures", f"some of {', '.join(MEASURES)}, each once")
         expected = "none with eviction.question: traces measure a context before its question is read"
         need(not (self.question and self.measures), "eviction.measures", expected)
+        anew = self.reading == "anew"
+        expected = '"traces" with eviction.question: contexts are read anew without one in sight'
+        need(not (anew and self.question), "eviction.reading", expected)
+        need(anew or not self.stream_size, "eviction.stream_size", '0 without eviction.reading "anew"')
+        streams = self.heads != "layer" and not self.hidden
+        expected = '0 with eviction.heads "layer" or eviction.hidden: in a stream heads hold different tokens'
+        need(streams or not self.stream_size, "eviction.stream_size", expected)
         rates = bool(self.keep_rates) and all(0 < rate < 1 for rate in self.keep_rates)
         need(rates, "eviction.keep_rates", "keep rates in (0, 1)")
         later = self.answer_objectives if self.answer_steps else {}

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,15 +94,19 @@ def describe(
 
 
 class Weights:
-    """A scorer's parameters, stacked over layers, known by a digest: so a policy that holds them can be static."""
+    """A scorer's parameters, stacked over layers, known by a digest: so a policy that holds them can be static.
 
-    def __init__(self, tree: Mapping[str, np.ndarray]):
-        self.tree = {name: np.asarray(tree[name]) for name in sorted(tree)}
+    In training they may be traced, and the policy is then no static argument.
+    """
+
+    def __init__(self, tree: Mapping[str, Any]):
+        self.tree = {name: tree[name] for name in sorted(tree)}
 
     @cached_property
     def digest(self) -> str:
         found = hashlib.sha256()
         for name, x in self.tree.items():
+            x = np.asarray(x)
             found.update(f"{name} {x.dtype} {x.shape} ".encode() + np.ascontiguousarray(x).tobytes())
         return found.hexdigest()[:16]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -146,6 +147,7 @@ def scores(
     frequencies = model.frequencies()
     layers = found.k.shape[0]
 
+    @jax.checkpoint  # where scores are learned: what a network sees of an entry is ten times the entry
     def of_layer(part: tuple) -> Array:
         k, v, position, valid, gathered, layer, budget = part
         seen = Seen(k, v, position, valid, found.next, question, gathered, frequencies, layer)

@@ -14,12 +14,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rcp.eviction import statistics
 from rcp.eviction.allotment import layer_budgets
 from rcp.eviction.base import Statistics
-from rcp.eviction.compaction import candidates, compact, order_of
+from rcp.eviction.compaction import Candidates, candidates, compact, order_of
 from rcp.eviction.prompt import Eviction, scores
 from rcp.eviction.select import guarantees, select
 from rcp.nn.cache import Context, KVCache, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
+from rcp.sampling import Subset
 
 
 class Stream(NamedTuple):
@@ -59,7 +60,7 @@ def step(
     """
     tail = tail_of(stream.context, tokens.shape[1])
     h, tail, read = read_behind(model, stream, tail, tokens, eviction, valid=valid, slots=0)
-    return h, evict(model, read, tail, eviction, budget=budget, keys=keys)
+    return h, evict(model, read, tail, eviction, budget=budget, keys=keys).stream
 
 
 def read_behind(
@@ -89,6 +90,50 @@ def read_behind(
     return h, tail, Stream(stream.context, gathered)
 
 
+class Weighed(NamedTuple):
+    """An eviction that is yet to be made.
+
+    Attributes:
+      found: the entries that there are, in reading order.
+      valid, forced, scores, budgets: of them, as `rcp.eviction.select.select` takes them.
+    """
+
+    found: Candidates
+    valid: Bool[Array, "batch layers kv_heads entries"]
+    forced: Bool[Array, "batch layers kv_heads entries"]
+    scores: Float[Array, "batch layers kv_heads entries"]
+    budgets: Int[Array, "batch layers"]
+
+
+def weigh(
+    model: Transformer,
+    found: Candidates,
+    gathered: Statistics,
+    eviction: Eviction,
+    budget: Int[Array, " batch"],
+    most: Int[Array, " batch"],
+    *,
+    keys: Key[Array, " batch"] | None = None,
+) -> Weighed:
+    """What the policy makes of entries.
+
+    Args:
+      budget, keys: as in `step`. most: entries that a head of a layer can have, the mean over its heads.
+    """
+    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))
+    budgets = layer_budgets(eviction.shared, budget, most, valid.shape[1])
+    forced = guarantees(valid, sinks=eviction.sinks, recent=eviction.recent)
+    by_policy = scores(model, found, gathered, eviction.policy, budget=budgets, keys=keys)
+    return Weighed(found, valid, forced, by_policy, budgets)
+
+
+class Evicted(NamedTuple):
+    """The stream with what was kept, and how it was chosen."""
+
+    stream: Stream
+    subset: Subset
+
+
 def evict(
     model: Transformer,
     stream: Stream,
@@ -97,19 +142,20 @@ def evict(
     *,
     budget: Int[Array, " batch"] | None = None,
     keys: Key[Array, " batch"] | None = None,
-) -> Stream:
-    """What is kept of a stream and the tail read behind it. `budget`, `keys`: as in `step`."""
+    drawn: Key[Array, " batch"] | None = None,
+) -> Evicted:
+    """Keeps the best of a stream and of the tail read behind it, or what is `drawn` by scores (one key an example).
+
+    `budget`, `keys`: as in `step`.
+    """
     size = stream.context.runs[0].capacity
-    found = candidates(tail, stream.context)
-    there = jnp.moveaxis(found.valid, (0, 3), (1, 2))  # [batch, layers, kv_heads, entries]
-    limit = jnp.full((there.shape[0],), size, jnp.int32)
+    limit = jnp.full(tail.length.shape, size, jnp.int32)
+    budget = limit if budget is None else budget
+    w = weigh(model, candidates(tail, stream.context), stream.statistics, eviction, budget, limit, keys=keys)
     share = eviction.shared
-    budgets = layer_budgets(share, limit if budget is None else budget, limit, there.shape[1])
-    by_policy = scores(model, found, stream.statistics, eviction.policy, budget=budgets, keys=keys)
-    must = guarantees(there, sinks=eviction.sinks, recent=eviction.recent)
-    keep = select(by_policy, budgets, valid=there, forced=must, allotment=share, most=size).mask
-    context = compact(found, keep, size, repack=eviction.repack, frequencies=model.frequencies())
-    return Stream(context, _carried(stream.statistics, keep, size, eviction.repack))
+    subset = select(w.scores, w.budgets, valid=w.valid, forced=w.forced, allotment=share, most=size, keys=drawn)
+    context = compact(w.found, subset.mask, size, repack=eviction.repack, frequencies=model.frequencies())
+    return Evicted(Stream(context, _carried(stream.statistics, subset.mask, size, eviction.repack)), subset)
 
 
 def _carried(

@@ -107,7 +107,7 @@ def decode_stream(
 
         start = (first, logits, stream, tail_of(stream.context, chunk), done, out, length)
         number, logits, stream, tail, done, out, length = lax.while_loop(within, one, start)
-        return number, logits, streams.evict(model, stream, tail, eviction), done, out, length
+        return number, logits, streams.evict(model, stream, tail, eviction).stream, done, out, length
 
     start = (
         jnp.int32(0),

@@ -15,8 +15,8 @@ from rcp.infer.saved_run import config_of_run, say_if_interrupted
 from rcp.nn.interaction import Interaction
 from rcp.nn.transformer import Transformer
 from rcp.train.dynamic import build_dynamic
-from rcp.train.dynamic_step import model_params
 from rcp.train.loop import restore
+from rcp.train.networks import model_params
 from rcp.types import Tokenizer, UserError
 
 TRAINED_WITH = "configs/dynamic.py"

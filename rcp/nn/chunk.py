@@ -95,7 +95,8 @@ def read_chunk(
         }
         if count == layers:  # else weights are picked by number: slicing them first would copy them
             each["weights"] = weights
-        h, out = lax.scan(partial(_read_layer, model, weights, chunk, observe), h, each)
+        body = partial(_read_layer, model, weights, chunk, observe)
+        h, out = lax.scan(jax.checkpoint(body) if model.remat else body, h, each)
         outputs.append(out)
         first += count
     k, v, observed = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)

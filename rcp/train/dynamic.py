@@ -29,7 +29,7 @@ Params = dict[str, Any]
 @dataclass(frozen=True)
 class DynamicBuild:
     """Attributes:
-    graph: of the model, which `rcp.train.dynamic_step.model_params` gives its parameters.
+    graph: of the model, which `rcp.train.networks.model_params` gives its parameters.
     stages: the one stage "dynamic", which trains the interaction (partition "pruner") and the model as configured.
     """
 

@@ -21,9 +21,9 @@ from rcp.config import Config
 from rcp.config_dynamic import DynamicConfig
 from rcp.nn.gated import read_gated
 from rcp.nn.layout import first_tokens, prompt_lengths
-from rcp.nn.lora import apply_lora
 from rcp.nn.reader import next_token
 from rcp.objectives import global_mean
+from rcp.train.networks import model_params
 from rcp.train.state import Metrics, TrainState, sum_shares
 from rcp.train.step import apply, finish
 from rcp.types import Batch
@@ -35,12 +35,6 @@ def alpha_at(config: DynamicConfig, steps: int, step: Array | int) -> Float[Arra
     """alpha at a training step, float32: end + (begin - end) (1 + cos(pi step / alpha_steps)) / 2, then the end."""
     part = jnp.minimum(jnp.asarray(step, jnp.float32) / (config.alpha_steps or max(steps, 1)), 1.0)
     return config.alpha_end + 0.5 * (config.alpha_begin - config.alpha_end) * (1 + jnp.cos(math.pi * part))
-
-
-def model_params(params: Params, frozen: Params) -> Params:
-    """The model's parameters, trained ones first, with low-rank updates where there are some."""
-    weights = params["model"] if "model" in params else frozen["model"]
-    return apply_lora(weights, params["lora"]) if "lora" in params else weights
 
 
 def make_dynamic_step(

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rcp.config import Config, OptimConfig
+from rcp.config import Config, ModelConfig, OptimConfig
 from rcp.config_eviction import LATER, EvictionConfig
 from rcp.eviction.learned import inputs_of_entry
 from rcp.nn.eviction_scorer import ScorerShape, init_scorer
+from rcp.nn.lora import init_lora
 from rcp.nn.transformer import TransformerConfig
 from rcp.pretrained import Pretrained, load
 from rcp.train.eviction_step import Scoring, make_eviction_step
@@ -25,6 +26,7 @@ from rcp.train.traces import Traces
 from rcp.types import UserError
 
 Params = dict[str, Any]
+UNTUNED = {"train": ModelConfig.train, "lora_rank": ModelConfig.lora_rank, "remat": ModelConfig.remat}
 
 
 def eviction_stages(config: Config, loaded: Pretrained | None = None) -> list[Stage]:
@@ -34,12 +36,17 @@ def eviction_stages(config: Config, loaded: Pretrained | None = None) -> list[St
       loaded: the model; None loads what the config names.
 
     Raises:
-      UserError: no published model, one that is to be trained too, or an unknown task.
+      UserError: no published model, one that is to be trained whole or where nothing trains it, or an unknown task.
     """
-    if config.model.name == "scratch" or config.model.train != "frozen":
+    if config.model.name == "scratch" or config.model.train == "full":
         raise UserError(
             f"config.model is {config.model.name!r}, train {config.model.train!r}: a run with config.eviction.tasks "
-            "needs a published model, frozen"
+            'needs a published model, train "frozen" or "lora"'
+        )
+    if config.model.train == "lora" and not (config.eviction.answer_steps and config.eviction.reading == "anew"):
+        raise UserError(
+            'config.model.train is "lora", which the second stage trains where it reads contexts itself: expected '
+            'config.eviction.answer_steps above 0 and config.eviction.reading "anew"'
         )
     start_processes(config.parallel)
     if loaded is None:
@@ -80,16 +87,20 @@ def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
         kind = _Kind(c.answer_steps, c.answer_batch_size, c.answer_objectives, optim, config.seed + 4)
     shape = scorer_shape(config, loaded.config)
     graph, state = nnx.split(loaded.model)
-    optimizer = make_optimizer(kind.optim, kind.steps, ("pruner",))
+    graph = _recomputing(graph, state) if config.model.remat else graph
+    weights = nnx.to_pure_dict(state)
+    lora = answers and config.model.train == "lora"
+    optimizer = make_optimizer(kind.optim, kind.steps, ("pruner", "lora") if lora else ("pruner",))
 
     def init_state(previous: Params | None) -> TrainState:
-        first = previous["pruner"] if previous else init_scorer(shape, jax.random.key(config.seed + 1))
-        params = {"pruner": first}
+        params = {"pruner": previous["pruner"] if previous else init_scorer(shape, jax.random.key(config.seed + 1))}
+        if lora:
+            params["lora"] = init_lora(weights, config.model.lora_rank, jax.random.key(config.seed + 2))
         return new_state(kind.seed, params, optimizer.init(params))
 
     def frozen(previous: Params | None) -> Params:
         values: Params = {"frequencies": loaded.model.frequencies()}
-        return values | ({"model": nnx.to_pure_dict(state)} if answers else {})
+        return values | ({"model": weights} if answers else {})
 
     def make_pipeline() -> TracePipeline:
         options = {"batch_size": kind.batch_size, "seed": kind.seed, "answers": answers, "shard": this_process()}
@@ -113,7 +124,14 @@ def traces_decide(config: Config) -> Config:
     """What of a config decides the first stage: all but what the second alone looks at, which is at its default."""
     default = EvictionConfig()
     later = {key: getattr(default, key) for key in LATER}
-    return replace(config, eviction=replace(config.eviction, **later))
+    return replace(config, eviction=replace(config.eviction, **later), model=replace(config.model, **UNTUNED))
+
+
+def _recomputing(graph: nnx.GraphDef, state: Any) -> nnx.GraphDef:
+    """The same model, which in a backward pass computes its activations anew."""
+    model = nnx.merge(graph, state)
+    model.remat = True
+    return nnx.split(model)[0]
 
 
 def _count(batch: TraceBatch) -> int:

@@ -1,4 +1,7 @@
-"""The pure step that trains a scorer of cache entries on traces, with or without reading answers by the model."""
+"""The pure step that trains a scorer of cache entries on traces, with or without reading answers by the model.
+
+Low-rank updates of the model (partition "lora") learn beside it, where contexts are read anew.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rcp import sampling
 from rcp.config_eviction import BEHIND, EvictionConfig
 from rcp.eviction.allotment import ADA, GLOBAL, UNIFORM
 from rcp.eviction.compaction import Candidates, mask_entries
-from rcp.eviction.learned import describe
+from rcp.eviction.learned import Learned, Weights, describe
+from rcp.eviction.prompt import Eviction
 from rcp.eviction.select import guarantees, select
+from rcp.eviction.stream import Weighed
 from rcp.nn.cache import Context, KVCache, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.eviction_scorer import ScorerShape, score_layer
 from rcp.objectives import eviction as objectives
 from rcp.objectives import global_mean
-from rcp.train.networks import Params
+from rcp.train.eviction_reading import Reading, log_prob_of, read_context
+from rcp.train.networks import Params, model_params
 from rcp.train.state import Metrics, TrainState, sum_shares
 from rcp.train.step import apply, finish
 from rcp.train.trace_pipeline import TraceBatch
@@ -58,7 +64,7 @@ def make_eviction_step(
             scores = score_trace(scoring.shape, params["pruner"], batch, frozen["frequencies"])
             values = _on_traces(c, weights, scores, batch, free, keys)
             if set(BEHIND) & set(weights):
-                values |= _on_answers(c, weights, scoring, frozen["model"], scores, batch, keys)
+                values |= _on_answers(c, weights, scoring, params, frozen, scores, batch, keys)
             means = {name: global_mean(value, batch.weight, axis_name) for name, value in values.items()}
             loss = jnp.zeros((), jnp.float32)
             for name, weight in weights.items():
@@ -134,28 +140,28 @@ def _on_answers(
     c: EvictionConfig,
     weights: Mapping[str, float],
     scoring: Scoring,
-    model: Params,
+    params: Params,
+    frozen: Params,
     scores: Array,
     batch: TraceBatch,
     keys: Array,
 ) -> dict[str, Array]:
     """The objectives that read a question with its answer behind what is kept, at a rate drawn for each context."""
-    found = _candidates(batch, scoring.dtype)
-    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))
     rates = jnp.asarray(c.keep_rates, jnp.float32)
     picked = jax.vmap(lambda key: jax.random.choice(jax.random.fold_in(key, 1 << 20), rates))(keys)
     budget = sampling.count_of_rate(batch.length, picked)
-    budgets = jnp.broadcast_to(budget[:, None], scores.shape[:2])
-    forced = guarantees(valid, sinks=c.sinks)
-    options = {"valid": valid, "forced": forced, "allotment": ALLOTMENTS[c.across]}
-    said = answer_places(batch)
+    contexts = _contexts(c, scoring, params, frozen, scores, batch, budget)
+    reader, said = model_params(params, frozen), answer_places(batch)
+    share = {"allotment": ALLOTMENTS[c.across], "most": c.stream_size or None}
     values = {}
     if {"distil", "likelihood"} & set(weights):
-        hard = select(jax.lax.stop_gradient(scores), budgets, **options).mask
-        keep = sampling.straight_through(hard, _soft(c, scores, budgets, valid, forced))
-        pruned = read_answers(scoring.graph, model, mask_entries(found, keep), batch)
+        w = contexts(None).last
+        best = jax.lax.stop_gradient(w.scores)
+        hard = select(best, w.budgets, valid=w.valid, forced=w.forced, **share).mask
+        keep = sampling.straight_through(hard, _soft(c, w))
+        pruned = read_answers(scoring.graph, reader, mask_entries(w.found, keep), batch)
         if "distil" in weights:
-            full = read_answers(scoring.graph, model, _whole(batch, scoring.dtype), batch)
+            full = read_answers(scoring.graph, frozen["model"], _whole(batch, scoring.dtype), batch)
             values["distil"] = objectives.distil(jax.lax.stop_gradient(full), pruned, said)
         if "likelihood" in weights:
             values["likelihood"] = answer_nll(pruned, batch, said)
@@ -163,9 +169,11 @@ def _on_answers(
 
         def draw(number: Array) -> tuple[Array, Array]:
             drawn = jax.vmap(lambda key: jax.random.fold_in(key, (1 << 21) + number))(keys)
-            subset = select(scores, budgets, keys=drawn, **options)
-            read = read_answers(scoring.graph, model, mask_entries(found, subset.mask), batch)
-            return -answer_nll(read, batch, said), subset.log_prob.reshape(len(batch.length), -1).sum(axis=-1)
+            w, before = contexts(drawn)
+            subset = select(w.scores, w.budgets, valid=w.valid, forced=w.forced, keys=drawn, **share)
+            read = read_answers(scoring.graph, reader, mask_entries(w.found, subset.mask), batch)
+            held = w.valid.sum(axis=(1, 2, 3))
+            return -answer_nll(read, batch, said), before + log_prob_of(subset, held)
 
         reward, log_prob = jax.lax.map(draw, jnp.arange(c.samples, dtype=jnp.uint32))
         reward = jax.lax.stop_gradient(reward)
@@ -173,15 +181,39 @@ def _on_answers(
     return values
 
 
-def _soft(c: EvictionConfig, scores: Array, budgets: Array, valid: Array, forced: Array) -> Array:
+def _contexts(
+    c: EvictionConfig,
+    scoring: Scoring,
+    params: Params,
+    frozen: Params,
+    scores: Array,
+    batch: TraceBatch,
+    budget: Int[Array, " batch"],
+) -> Callable[[Array | None], Reading]:
+    """From the keys that evictions are drawn with (None: the best are kept) to the contexts before their last one."""
+    if c.reading == "anew":
+        policy = Learned(scoring.shape, Weights(params["pruner"]), c.measures)
+        eviction = Eviction(policy, ALLOTMENTS[c.across], sinks=c.sinks)
+        model = nnx.merge(scoring.graph, model_params(params, frozen))
+        bound = jnp.minimum(budget, c.stream_size) if c.stream_size else budget
+        return lambda drawn: read_context(model, eviction, c, batch.context, bound, drawn=drawn)
+    found = _candidates(batch, scoring.dtype)
+    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))
+    budgets = jnp.broadcast_to(budget[:, None], scores.shape[:2])
+    last = Weighed(found, valid, guarantees(valid, sinks=c.sinks), scores, budgets)
+    reading = Reading(last, jnp.zeros(budget.shape, jnp.float32))
+    return lambda drawn: reading
+
+
+def _soft(c: EvictionConfig, w: Weighed) -> Float[Array, "batch layers kv_heads entries"]:
     """The relaxed mask of what `select` keeps, without the floor that a head may be sure of."""
-    logits = jnp.where(forced, jnp.inf, jnp.where(valid, scores, -jnp.inf))
+    logits = jnp.where(w.forced, jnp.inf, jnp.where(w.valid, w.scores, -jnp.inf))
     together = objectives.grouped(logits, c.across)
-    groups = together.shape[1]
-    heads = scores.shape[2]
-    total = budgets[:, :, None] * jnp.ones((heads,), jnp.int32)[None, None]
-    count = total.reshape(len(scores), groups, -1).sum(axis=-1)
-    return sampling.relaxed_top_k(together, count, c.temperature).reshape(scores.shape)
+    batch, groups, _ = together.shape
+    heads = w.scores.shape[2]
+    total = w.budgets[:, :, None] * jnp.ones((heads,), jnp.int32)[None, None]
+    count = total.reshape(batch, groups, -1).sum(axis=-1)
+    return sampling.relaxed_top_k(together, count, c.temperature).reshape(w.scores.shape)
 
 
 def _candidates(batch: TraceBatch, dtype: Any) -> Candidates:

@@ -23,6 +23,12 @@ Params = dict[str, Any]
 View = Callable[[Transformer, Batch], Array]
 
 
+def model_params(params: Params, frozen: Params) -> Params:
+    """The model's parameters, trained ones first, with low-rank updates where there are some."""
+    weights = params["model"] if "model" in params else frozen["model"]
+    return apply_lora(weights, params["lora"]) if "lora" in params else weights
+
+
 @dataclass(frozen=True)
 class Networks:
     """The two graphs, without their parameters.
@@ -38,8 +44,7 @@ class Networks:
     blind: bool = False
 
     def model_of(self, params: Params, frozen: Params) -> Any:
-        weights = params["model"] if "model" in params else frozen["model"]
-        return nnx.merge(self.model, apply_lora(weights, params["lora"]) if "lora" in params else weights)
+        return nnx.merge(self.model, model_params(params, frozen))
 
     def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
         """The scorer's view of a batch, without gradient; looked up where a stage before has computed it once."""

@@ -22,6 +22,7 @@ class TraceBatch(NamedTuple):
       measured: `Traces.measured`, and behind them, where the scorer sees the question, how that attends.
       hidden: of width 0 where it is not used.
       useful: attention paid by question and answer: of all questions of a context together, or of the one below.
+      context: its token ids, -1 at padding, which comes first; of width 0 where it is not read anew.
       tokens, answer: one question with its answer, -1 and False at padding; of width 0 where nothing is to be read.
       weight, index: 1, and the number of the trace.
     """
@@ -33,6 +34,7 @@ class TraceBatch(NamedTuple):
     measured: Any  # [B, layers, measures, kv_heads, entries]
     hidden: Any  # [B, layers, entries, model_dim]
     useful: Any  # [B, layers, kv_heads, entries]
+    context: Any  # int32 [B, C]
     tokens: Any  # int32 [B, T]
     answer: Any  # bool [B, T]
     weight: Any  # float32 [B]
@@ -111,6 +113,8 @@ def padded_trace(
     nothing = np.zeros((*k.shape[:2], 0), np.float16)
     tokens, answer = trace["tokens"][question], trace["answer"][question]
     width = c.question_tokens if answers else 0
+    context = trace["context"] if answers and c.reading == "anew" else np.zeros((0,), np.int32)
+    before = c.tokens - len(context) if len(context) else 0
     return TraceBatch(
         k=wide(k, 1),
         v=wide(trace["v"], 1),
@@ -119,6 +123,7 @@ def padded_trace(
         measured=wide(measured.swapaxes(0, 1), 3),
         hidden=wide(trace.get("hidden", nothing), 1),
         useful=wide(useful, 2),
+        context=np.pad(context, (before, 0), constant_values=-1).astype(np.int32),
         tokens=np.pad(tokens, (0, c.question_tokens), constant_values=-1)[:width].astype(np.int32),
         answer=np.pad(answer, (0, c.question_tokens))[:width],
         weight=np.float32(1),

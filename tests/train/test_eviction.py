@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,18 +17,24 @@ from flax import nnx
 from rcp.config import Config
 from rcp.config_eviction import EvictionConfig
 from rcp.config_file import from_dict
+from rcp.eviction import ADA
 from rcp.eviction import prompt as eviction_prompt
+from rcp.eviction import stream as streams
 from rcp.eviction.compaction import candidates
-from rcp.eviction.prompt import read_prompt
+from rcp.eviction.learned import Learned, Weights
+from rcp.eviction.prompt import Eviction, read_prompt
 from rcp.infer.context import ContextModel
+from rcp.infer.stream import prefill_stream
 from rcp.infer.trained import load_trained
-from rcp.infer.trained_eviction import load_eviction
-from rcp.nn.cache import tail_of
-from rcp.nn.chunk import read_chunk
+from rcp.infer.trained_eviction import load_eviction, load_tuned
+from rcp.nn.cache import Context, tail_of
+from rcp.nn.eviction_scorer import init_scorer
+from rcp.nn.lora import init_lora
 from rcp.pretrained import Pretrained
-from rcp.train.eviction_stages import eviction_stages
-from rcp.train.eviction_step import Scoring, answer_nll, answer_places, make_eviction_step, score_trace
-from rcp.train.loop import restore, run
+from rcp.train.eviction_reading import read_context
+from rcp.train.eviction_stages import eviction_stages, scorer_shape
+from rcp.train.eviction_step import Scoring, answer_nll, answer_places, make_eviction_step, read_answers, score_trace
+from rcp.train.loop import export, restore, run
 from rcp.train.optim import make_optimizer
 from rcp.train.state import new_state
 from rcp.train.trace_pipeline import TraceBatch, TracePipeline, padded_trace, stack
@@ -120,29 +127,154 @@ def test_another_second_stage_takes_the_first_over(trained, tmp_path):
         run(eviction_stages(wider, small()), wider, tmp_path / "wider", prepared=first)
 
 
+def first_step(config: Config, loaded: Pretrained, weights: dict[str, float], pruner, batch, lora=None):
+    """(metrics, state after it) of a step of the second stage; `pruner`: parameters of the scorer."""
+    shape = scorer_shape(config, loaded.config)
+    graph, params = nnx.split(loaded.model)
+    trained = {"pruner": jax.tree.map(jnp.asarray, dict(pruner))} | ({} if lora is None else {"lora": lora})
+    optimizer = make_optimizer(config.optim, 1, tuple(trained))
+    state = new_state(0, trained, optimizer.init(trained))
+    frozen = {"frequencies": loaded.model.frequencies(), "model": nnx.to_pure_dict(params)}
+    step = make_eviction_step(config.eviction, weights, Scoring(shape, graph, loaded.model.dtype), optimizer)
+    state, metrics = jax.jit(partial(step, axis_name=None))(state, frozen, batch)
+    return metrics, state
+
+
+def rows_of(config: Config, loaded: Pretrained, numbers=range(2)):
+    """A batch of the second stage, and the contexts in it."""
+    traces = Traces(config.eviction, loaded)
+    rows = [padded_trace(traces.load(i), i, config.eviction, np.random.default_rng(i), True) for i in numbers]
+    return stack(rows), [traces.asked(i).context for i in numbers]
+
+
+def nll_behind(loaded: Pretrained, context: Context, batch: TraceBatch) -> np.ndarray:
+    graph, params = nnx.split(loaded.model)
+    log_probs = jax.jit(partial(read_answers, graph))(params, context, batch)
+    return np.asarray(answer_nll(log_probs, batch, answer_places(batch)))
+
+
 def test_the_likelihood_is_that_behind_the_cache_compacted(trained):
     """What the model makes of the answer behind the entries kept, gathered; and something is learned from it."""
     config, workdir, _, _ = trained
-    loaded, c = small(), replace(config.eviction, keep_rates=(0.25,), sinks=1)
-    traces = Traces(c, loaded)
-    batch = stack([padded_trace(traces.load(i), i, c, np.random.default_rng(i), True) for i in range(2)])
-    policy = load_eviction(workdir, loaded).policy
-    scoring = Scoring(policy.shape, nnx.split(loaded.model)[0], loaded.model.dtype)  # pyright: ignore
-    optimizer = make_optimizer(config.optim, 1, ("pruner",))
-    params = {"pruner": {name: jax.numpy.asarray(x) for name, x in policy.weights.tree.items()}}  # pyright: ignore
-    state = new_state(0, params, optimizer.init(params))
-    frozen = {"frequencies": loaded.model.frequencies(), "model": nnx.to_pure_dict(nnx.split(loaded.model)[1])}
-    step = make_eviction_step(c, {"likelihood": 1.0}, scoring, optimizer)
-    metrics = jax.jit(partial(step, axis_name=None))(state, frozen, batch)[1]
-    reader = ContextModel(loaded.model, replace(load_eviction(workdir, loaded), sinks=1), chunk=16, multiple=16)
-    pruned = reader.prune(reader.read([traces.asked(i).context for i in range(2)]), keep_rate=0.25)
-    tail = tail_of(pruned.context, batch.tokens.shape[1])
-    tokens, there = np.maximum(batch.tokens, 0), batch.tokens >= 0
-    h = read_chunk(loaded.model, tokens, tail, context=pruned.context, valid=there, slots=0)[0]
-    log_probs = jax.nn.log_softmax(loaded.model.logits(h), axis=-1)
-    expected = np.mean(answer_nll(log_probs, batch, answer_places(batch)))
+    loaded, config = small(), replace(config, eviction=replace(config.eviction, keep_rates=(0.25,)))
+    batch, contexts = rows_of(config, loaded)
+    eviction = load_eviction(workdir, loaded)
+    pruner = eviction.policy.weights.tree  # pyright: ignore[reportAttributeAccessIssue]
+    metrics, _ = first_step(config, loaded, {"likelihood": 1.0}, pruner, batch)
+    reader = ContextModel(loaded.model, eviction, chunk=16, multiple=16)
+    pruned = reader.prune(reader.read(contexts), keep_rate=0.25)
+    expected = np.mean(nll_behind(loaded, pruned.context, batch))
     np.testing.assert_allclose(metrics["likelihood"], expected, rtol=1e-3)
     assert metrics["grad_norm"] > 0
+
+
+def test_a_context_read_anew_is_the_trace(trained):
+    """Low-rank updates at their beginning change nothing, and learn from the first step on."""
+    config, workdir, _, _ = trained
+    loaded = small()
+    pruner = load_eviction(workdir, loaded).policy.weights.tree  # pyright: ignore[reportAttributeAccessIssue]
+    weights = {"likelihood": 1.0, "distil": 1.0, "task": 1.0}
+    batch, _ = rows_of(config, loaded)
+    expected, _ = first_step(config, loaded, weights, pruner, batch)
+    anew = replace(config, eviction=replace(config.eviction, reading="anew"))
+    lora = init_lora(nnx.to_pure_dict(nnx.split(loaded.model)[1]), 2, jax.random.key(1))
+    found, state = first_step(anew, loaded, weights, pruner, rows_of(anew, loaded)[0], lora)
+    for name in ("likelihood", "distil", "answer_nll", "kept_25"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0.03)
+    assert found["grad_norm"] > 0
+    changed = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), state.params["lora"], lora)
+    assert all(layer["b"] for layer in changed.values())  # of A, whose gradient is 0 where B is, none
+
+
+STREAM = {"reading": "anew", "heads": "own", "stream_size": 12, "chunk": 8, "across": "layer", "keep_rates": (0.9,)}
+
+
+def streamed(config: Config) -> Eviction:
+    """A policy as `STREAM` trains it, with scores far from equal."""
+    shape = scorer_shape(config, small().config)
+    weights = init_scorer(shape, jax.random.key(3))
+    weights["last"] = 30 * weights["last"]
+    return Eviction(Learned(shape, Weights(weights), config.eviction.measures), ADA, sinks=config.eviction.sinks)
+
+
+def test_training_reads_a_stream_as_inference_does(tmp_path):
+    """The likelihood is that behind the cache which `prefill_stream` leaves, evicted from chunk by chunk."""
+    loaded, config = small(), config_of(tmp_path / "traces", **STREAM)
+    eviction, chunk = streamed(config), config.eviction.chunk
+    batch, contexts = rows_of(config, loaded)
+    pruner = eviction.policy.weights.tree  # pyright: ignore[reportAttributeAccessIssue]
+    found, _ = first_step(config, loaded, {"likelihood": 1.0}, pruner, batch)
+    read = jax.jit(lambda t, v: prefill_stream(loaded.model, t, eviction, size=12, chunk=chunk, valid=v)[1])
+    nll = []
+    for row, context in enumerate(contexts):
+        before = -len(context) % chunk  # as in training, the last chunk is whole
+        tokens, there = jnp.asarray([[0] * before + context]), jnp.arange(before + len(context))[None] >= before
+        stream = read(tokens, there)
+        assert len(context) > 40 and int(stream.context.runs[0].length.max()) <= 12
+        one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+        nll.append(nll_behind(loaded, stream.context, one)[0])
+    np.testing.assert_allclose(found["likelihood"], np.mean(nll), rtol=1e-4)
+
+
+def test_draws_of_a_stream_have_the_probability_of_all_their_evictions(tmp_path):
+    """Of those before the last as chunk by chunk; where nothing has to go it is 1."""
+    loaded, config = small(), config_of(tmp_path / "traces", **STREAM)
+    c, eviction = config.eviction, streamed(config)
+    tokens = jax.random.randint(jax.random.key(0), (2, 32), 1, VOCABULARY)
+    tokens = tokens.at[:, :2].set(-1).at[1, :22].set(-1)  # of the second ten: all are held until the last eviction
+    keys, budget = jax.random.split(jax.random.key(5), 2), jnp.asarray([5, 12])
+    reading = jax.jit(lambda t, k: read_context(loaded.model, eviction, c, t, budget, drawn=k))(tokens, keys)
+
+    @jax.jit
+    def one(stream, part, drawn):
+        tail, there = tail_of(stream.context, c.chunk), part >= 0
+        part = jnp.maximum(part, 0)
+        _, tail, stream = streams.read_behind(loaded.model, stream, tail, part, eviction, valid=there, slots=0)
+        return streams.evict(loaded.model, stream, tail, eviction, budget=budget, drawn=drawn)
+
+    stream, total = streams.start(loaded.model, eviction, 2, size=c.stream_size, chunk=c.chunk), 0.0
+    for number in range(3):
+        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        stream, subset = one(stream, tokens[:, c.chunk * number : c.chunk * (number + 1)], drawn)
+        total += float(subset.log_prob[0].sum())
+    np.testing.assert_allclose(reading.log_prob, [total, 0.0], rtol=1e-4)
+    assert total < 0
+    held = np.asarray(reading.last.valid).sum(axis=(1, 2, 3)) // (LAYERS * KV_HEADS)
+    assert held.tolist() == [5 + c.chunk, 10]
+
+
+def test_a_run_with_low_rank_updates_gives_model_and_policy(tmp_path):
+    """From its checkpoint and from its export; the policy alone is refused."""
+    objectives = {"answer_objectives": {"likelihood": 1.0, "task": 1.0}}
+    config = config_of(tmp_path / "traces", **(STREAM | {"keep_rates": (0.1, 0.25)} | objectives))
+    config = replace(
+        config,
+        model=replace(config.model, train="lora", lora_rank=2, remat=True),
+        train=replace(config.train, steps=2),
+    )
+    loaded, workdir = small(), tmp_path / "run"
+    stages = eviction_stages(config, loaded)
+    result = run(stages, config, workdir)
+    assert result.finished and sorted(result.state.params) == ["lora", "pruner"]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row[name]) for row in rows[2:] for name in ("likelihood", "task", "loss"))
+    model, eviction, tuned = load_tuned(workdir, loaded)
+    assert tuned and eviction.policy.streams
+    tokens = jnp.asarray([[3, 1, 4, 1, 5]])
+    assert (
+        float(jnp.abs(model.logits(model.hidden(tokens)) - loaded.model.logits(loaded.model.hidden(tokens))).max())
+        > 1e-3
+    )
+    reader = ContextModel(model, eviction, chunk=16, multiple=16)
+    pruned = reader.prune(reader.read([list(range(1, 20))]), keep_rate=0.5)
+    assert len(reader.answer(pruned, [[3, 1]], max_new=4)[0]) == 4
+    export(stages, config, workdir, tmp_path / "passed_on")
+    again = load_tuned(tmp_path / "passed_on", loaded)
+    np.testing.assert_array_equal(again.model.hidden(tokens), model.hidden(tokens))
+    with pytest.raises(UserError, match="trained the model too"):
+        load_eviction(workdir, loaded)
+    with pytest.raises(UserError, match=r'config\.model\.train is "lora"'):
+        eviction_stages(replace(config, eviction=replace(config.eviction, answer_steps=0)), loaded)
 
 
 def test_the_run_prunes_and_answers(trained):
@@ -246,6 +378,9 @@ def test_the_stream_goes_on_where_it_was(trained):
         ({"samples": 1}, "eviction.samples should be above 1"),
         ({"answer_learning_rate": 0.0}, "eviction.answer_learning_rate should be above 0 or None"),
         ({"tokens": 50}, "config.eviction.tokens is 50"),
+        ({"stream_size": 8}, "eviction.stream_size should be 0 without eviction.reading"),
+        ({"reading": "anew", "stream_size": 8}, "eviction.stream_size should be 0 with eviction.heads"),
+        ({"reading": "anew", "question": True, "measures": []}, 'eviction.reading should be "traces" with'),
         ({"tasks": {"x": {"name": "nedle"}}}, "eviction.tasks.x.name is 'nedle'; known tasks"),
     ],
 )
@@ -277,5 +412,5 @@ def test_what_is_no_such_run_says_so(trained, tmp_path):
     other = replace(small(), fingerprint="1" * 16)
     with pytest.raises(UserError, match="trained on other weights"):
         load_eviction(workdir, other)
-    with pytest.raises(UserError, match="needs a published model, frozen"):
+    with pytest.raises(UserError, match="needs a published model, train"):
         eviction_stages(replace(config, model=replace(config.model, train="full")), small())
