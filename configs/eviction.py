@@ -12,7 +12,10 @@ stage alone, of a listwise cross-entropy to the attention that was paid and of d
 for the answer's likelihood). Another second stage behind the same first: --prepared=runs/eviction. `:stream` is mix for
 text that passes through a cache of fixed size: a network for each key-value head, since heads hold different tokens
 there, and worked problems ($RCP_DATA_DIR) among the tasks. `:text`: the default with worked problems among the tasks,
-for contexts that are read on without a question about them. Needles, variables, words and documents of 512, 1,024 and
+for contexts that are read on without a question about them. `:lora` and `:stream_answers` train low-rank updates of the
+model beside the scorer, on 512 tokens that every step of the second stage reads anew: the first at once, with the
+default's networks, the second through a cache of 128 entries a head, 128 tokens at a time, with those of `:stream`,
+where draws tell the scorer what earlier evictions were worth. Needles, variables, words and documents of 512, 1,024 and
 2,048 tokens are read once, 5.6 GB of traces; a step of the first stage looks at 512 places of each context. `passkey`
 is left out, so that one task is new to the scorer. Text of your own joins them with
 --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=1024
@@ -36,17 +39,22 @@ TASKS = {
 """As in configs/ruler.py."""
 GOLDEN, RANKING = {"golden": 1.0}, {"ranking": 1.0}
 SEED = 17  # of the training texts alone: tables and surveys have theirs of seed 0 and the like
-VARIANTS = ("mix", "golden", "ranking", "distil", "likelihood", "task", "stream", "text")
+VARIANTS = ("mix", "golden", "ranking", "distil", "likelihood", "task", "stream", "text", "lora", "stream_answers")
+STREAMS, TUNED = ("stream", "stream_answers"), ("lora", "stream_answers")
 LIKELIHOOD = {
     "answer_objectives": {"likelihood": 4.0} | GOLDEN,
     "answer_steps": 300,
     "answer_learning_rate": 1e-3,
 }
+ANEW = LIKELIHOOD | {"answer_steps": 120, "reading": "anew"}
+STREAM = {"stream_size": 128, "chunk": 128, "samples": 2, "answer_steps": 60, "keep_rates": (0.1, 0.25)}
 ANSWERS = {
     "distil": {"answer_objectives": {"distil": 1.0}, "answer_steps": 60},
     "likelihood": LIKELIHOOD,
     "text": LIKELIHOOD,
     "task": {"answer_objectives": {"task": 1.0}, "answer_steps": 60},
+    "lora": ANEW,
+    "stream_answers": ANEW | STREAM | {"answer_objectives": {"likelihood": 4.0, "task": 1.0} | GOLDEN},
 }
 """The second stage."""
 
@@ -59,17 +67,19 @@ def at(task: dict[str, Any], tokens: int) -> dict[str, Any]:
 
 def get_config(variant: str = "likelihood") -> ConfigDict:
     c = ConfigDict()
-    c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"}
-    streams = variant == "stream"
-    tasks = TASKS | ({"text": {"name": "solutions"}} if variant in ("stream", "text") else {})
+    tuning = {"train": "lora", "remat": True} if variant in TUNED else {}
+    c.model = {"name": "smollm2-135m-instruct", "dtype": "bfloat16"} | tuning
+    streams, lengths = variant in STREAMS, LENGTHS[:1] if tuning else LENGTHS
+    tasks = TASKS | ({"text": {"name": "solutions"}} if streams or variant == "text" else {})
     c.eviction = {
-        "tasks": {f"{name}_{tokens}": at(task, tokens) for tokens in LENGTHS for name, task in tasks.items()},
-        "tokens": LENGTHS[-1],
+        "tasks": {f"{name}_{tokens}": at(task, tokens) for tokens in lengths for name, task in tasks.items()},
+        "tokens": lengths[-1],
         "entries": 512,
         "heads": "own" if streams else "layer",
         "contexts": 10,
         "objectives": {"golden": GOLDEN, "ranking": RANKING}.get(variant, GOLDEN | RANKING),
     } | ANSWERS.get(variant, {})
-    c.optim = {"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.01}
+    rates = {"learning_rate": 2e-3} | ({"model_learning_rate": 3e-4} if tuning else {})
+    c.optim = rates | {"warmup_steps": 20, "weight_decay": 0.01}
     c.train = {"steps": 400, "log_every": 10, "checkpoint_every": 50}
     return c

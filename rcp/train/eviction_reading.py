@@ -44,18 +44,21 @@ def read_context(
     tokens: Int[Array, "batch tokens"],
     budget: Int[Array, " batch"],
     *,
+    keys: Key[Array, " batch"] | None = None,
     drawn: Key[Array, " batch"] | None = None,
 ) -> Reading:
     """Reads contexts, padded with -1 at the left: in chunks where `c.stream_size`, else at once.
 
     Args:
       budget: entries that a head keeps, at most `c.stream_size` in a stream.
-      drawn: one key an example, to draw what is kept; None keeps the best.
+      keys: one an example, where the policy draws its scores.
+      drawn: one an example, to draw what is kept by its scores; None keeps the best.
     """
     there = tokens >= 0
     tokens = jnp.maximum(tokens, 0)
     if not c.stream_size:
-        return Reading(_at_once(model, eviction, tokens, there, budget), jnp.zeros(budget.shape, jnp.float32))
+        last = _at_once(model, eviction, tokens, there, budget, keys)
+        return Reading(last, jnp.zeros(budget.shape, jnp.float32))
     batch, width = tokens.shape
     count = -(-width // c.chunk)
 
@@ -72,9 +75,9 @@ def read_context(
     def one(carry: tuple[Stream, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Stream, Array], None]:
         stream, log_prob = carry
         number, tokens, there = part
-        keys = None if drawn is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(drawn)
+        of_chunk = {"keys": _numbered(keys, number), "drawn": _numbered(drawn, number)}
         before, tail = read(stream, (tokens, there))
-        stream, subset = streams.evict(model, before, tail, eviction, budget=budget, drawn=keys)
+        stream, subset = streams.evict(model, before, tail, eviction, budget=budget, **of_chunk)
         held = before.context.runs[0].length.sum(axis=(0, 2)) + tail.length * heads
         return (stream, log_prob + log_prob_of(subset, held)), None
 
@@ -86,7 +89,11 @@ def read_context(
     stream, tail = read(stream, (parts[0][-1], parts[1][-1]))
     limit = jnp.full(budget.shape, c.stream_size, jnp.int32)
     found = candidates(tail, stream.context)
-    return Reading(streams.weigh(model, found, stream.statistics, eviction, budget, limit), log_prob)
+    return Reading(streams.weigh(model, found, stream.statistics, eviction, budget, limit, keys=keys), log_prob)
+
+
+def _numbered(keys: Key[Array, " batch"] | None, number: Array) -> Key[Array, " batch"] | None:
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def log_prob_of(subset: Subset, held: Int[Array, " batch"]) -> Float[Array, " batch"]:
@@ -101,10 +108,11 @@ def _at_once(
     tokens: Int[Array, "batch tokens"],
     there: Bool[Array, "batch tokens"],
     budget: Int[Array, " batch"],
+    keys: Key[Array, " batch"] | None,
 ) -> Weighed:
     batch, width = tokens.shape
     needs = eviction.policy.needs
     cache, observe = model.new_cache(batch, width), statistics.observer(needs)
     nothing = statistics.start(needs, model, batch, width)
     _, cache, gathered = read_chunk(model, tokens, cache, valid=there, slots=0, observe=observe, observed=nothing)
-    return streams.weigh(model, candidates(cache), gathered, eviction, budget, cache.length)
+    return streams.weigh(model, candidates(cache), gathered, eviction, budget, cache.length, keys=keys)

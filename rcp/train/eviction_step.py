@@ -32,7 +32,7 @@ from rcp.train.eviction_reading import Reading, log_prob_of, read_context
 from rcp.train.networks import Params, model_params
 from rcp.train.state import Metrics, TrainState, sum_shares
 from rcp.train.step import apply, finish
-from rcp.train.trace_pipeline import TraceBatch
+from rcp.train.trace_pipeline import Asked, TraceBatch
 
 SHOWN = (0.1, 0.25)
 """Rates at which the metrics say what share of the attention the best entries would hold."""
@@ -228,12 +228,12 @@ def _whole(batch: TraceBatch, dtype: Any) -> Context:
     return as_context(KVCache(k, v, batch.length, batch.length))
 
 
-def answer_places(batch: TraceBatch) -> Bool[Array, "batch tokens"]:
+def answer_places(batch: Asked) -> Bool[Array, "batch tokens"]:
     """Tokens after which one of the answer is said."""
     return jnp.pad(batch.answer[:, 1:], ((0, 0), (0, 1)))
 
 
-def read_answers(graph: Any, params: Params, context: Context, batch: TraceBatch) -> Float[Array, "batch tokens vocab"]:
+def read_answers(graph: Any, params: Params, context: Context, batch: Asked) -> Float[Array, "batch tokens vocab"]:
     """Log-probabilities of the next token after each token of question and answer, read behind a context."""
     model = nnx.merge(graph, params)
     tail = tail_of(context, batch.tokens.shape[1])
@@ -241,7 +241,7 @@ def read_answers(graph: Any, params: Params, context: Context, batch: TraceBatch
     return jax.nn.log_softmax(model.logits(h), axis=-1)
 
 
-def answer_nll(log_probs: Array, batch: TraceBatch, said: Bool[Array, "batch tokens"]) -> Float[Array, " batch"]:
+def answer_nll(log_probs: Array, batch: Asked, said: Bool[Array, "batch tokens"]) -> Float[Array, " batch"]:
     """Of the gold answer, nats a token."""
     following = jnp.pad(jnp.maximum(batch.tokens[:, 1:], 0), ((0, 0), (0, 1)))
     found = jnp.take_along_axis(log_probs, following[..., None], axis=-1)[..., 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,6 +11,16 @@ from rcp.config_eviction import EvictionConfig
 from rcp.eviction.learned import log_weight
 from rcp.train.traces import Traces
 from rcp.types import UserError
+
+
+class Asked(Protocol):
+    """One question with its answer for each context; see `TraceBatch`."""
+
+    @property
+    def tokens(self) -> Any: ...
+
+    @property
+    def answer(self) -> Any: ...
 
 
 class TraceBatch(NamedTuple):
