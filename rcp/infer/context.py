@@ -6,7 +6,7 @@ Query-aware: the question is read with the context, so that policies see it, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,12 @@ from rcp.eviction.compaction import stepped
 from rcp.eviction.prompt import Eviction, ReadPrompt
 from rcp.eviction.reconstruction import Repeat
 from rcp.infer import programs
-from rcp.infer.generate import Generated
+from rcp.infer.generate import Decoding, Generated
 from rcp.infer.lossless import Lossless
 from rcp.infer.sample import Sampling
 from rcp.infer.weights import ModelWeights
 from rcp.nn.cache import Context
-from rcp.nn.step import DecodingWeights
+from rcp.nn.step import DecodingWeights, Past
 from rcp.nn.transformer import Transformer
 from rcp.types import UserError
 
@@ -228,6 +228,49 @@ class ContextModel:
             raise UserError(f"{pruned.taken_back} tokens were taken back: read them again with `answer`")
         given = (pruned.context, pruned.logits, drawn, self._decoded_by)
         return self._ids(programs.go_on(*self.weights.model, *given, **self._decoding(max_new)))
+
+    def stream_answer(
+        self,
+        pruned: PrunedContext,
+        questions: Sequence[Sequence[int]] | None = None,
+        *,
+        max_new: int = 64,
+        part: int = 8,
+        drawn: Sampling | None = None,
+    ) -> Iterator[list[list[int]]]:
+        """The tokens of `answer`, or without questions of `go_on`, as they are decoded: of each row the next ones.
+
+        They come `part` at a time, fewer at the end; a row that has ended has none. One compile serves every `part`.
+
+        Raises:
+          UserError: as `answer` and `go_on`, before anything is decoded; no token to decode or to wait for.
+        """
+        if part < 1 or max_new < 1:
+            raise UserError(f"part {part}, max_new {max_new}: expected both from 1 on")
+        tokens = valid = None
+        if questions is not None:
+            tokens, valid = self._asked(pruned.context, questions)
+        elif pruned.taken_back:
+            raise UserError(f"{pruned.taken_back} tokens were taken back: read them again as questions")
+        given = (pruned.context, pruned.logits, tokens, valid)
+        started = programs.begin_answer(*self.weights.model, *given, max_new=max_new, pad_id=self._pad_id)
+        past, position, state = started
+        return self._parts(past, position, state, part, drawn)
+
+    def _parts(
+        self, past: Past, position: Array, state: Decoding, part: int, drawn: Sampling | None
+    ) -> Iterator[list[list[int]]]:
+        """The rest of `stream_answer`."""
+        said, max_new = 0, state.tokens.shape[1]
+        while said < max_new:
+            given = (past, position, state, np.int32(said + part), drawn, self._decoded_by)
+            options = {"eos_ids": self._eos_ids, "pad_id": self._pad_id}
+            state = programs.advance_answer(*self.weights.model, *given, **options)
+            tokens, lengths = np.asarray(state.tokens), np.asarray(state.length)
+            yield [row[said:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+            said = int(state.number)
+            if bool(np.all(state.done)):
+                return
 
     @property
     def _decoded_by(self) -> DecodingWeights:

@@ -16,7 +16,18 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.infer.sample import Sampling, next_token, sample_keys
 from rcp.nn.cache import Context, KVCache, append, repeated, tail_of
 from rcp.nn.chunk import read_chunk
-from rcp.nn.step import DecodingWeights, as_tokens, joined, laid_cache, laid_context, logits_of, step, unstacked
+from rcp.nn.step import (
+    DecodingWeights,
+    New,
+    Past,
+    as_tokens,
+    joined,
+    laid_cache,
+    laid_context,
+    logits_of,
+    step,
+    unstacked,
+)
 from rcp.nn.step import room as room_for
 from rcp.nn.transformer import Transformer
 from rcp.types import Tokenizer
@@ -74,6 +85,70 @@ def _last_logits(model: Transformer, h: Array, valid: Array | None) -> Float[Arr
     return model.logits(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0])
 
 
+class Decoding(NamedTuple):
+    """A decoding under way.
+
+    Attributes:
+      number: tokens decoded so far; less in a row that has ended.
+      logits: after the last of them. new: keys and values of those that were read.
+      done: which rows have ended. tokens, length: as in `Generated`. read: tokens read, of each row.
+    """
+
+    number: Int[Array, ""]
+    logits: Float[Array, "batch vocab"]
+    new: New
+    done: Bool[Array, " batch"]
+    tokens: Int[Array, "batch new"]
+    length: Int[Array, " batch"]
+    read: Int[Array, " batch"]
+
+
+def begin(model: Transformer, logits: Float[Array, "batch vocab"], *, max_new: int, pad_id: int = 0) -> Decoding:
+    """Nothing decoded yet behind what gave the logits; room for `max_new` tokens."""
+    batch = len(logits)
+    none = jnp.zeros((batch,), jnp.int32)
+    tokens = jnp.full((batch, max_new), pad_id, jnp.int32)
+    return Decoding(
+        jnp.int32(0), logits, room_for(model, batch, max_new), jnp.zeros((batch,), bool), tokens, none, none
+    )
+
+
+def advance(
+    model: Transformer,
+    weights: DecodingWeights,
+    past: Past,
+    position: Int[Array, " batch"],
+    state: Decoding,
+    *,
+    until: Int[Array, ""] | int,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    sampling: Sampling | None = None,
+) -> Decoding:
+    """Decodes on until there are `until` tokens, at most those that there is room for, or every row has ended.
+
+    Args:
+      past: what comes before the new tokens, laid out (`rcp.nn.step`). position: rotary, of the first of them.
+    """
+    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+    last = jnp.minimum(until, state.tokens.shape[1])
+
+    def running(state: Decoding) -> Bool[Array, ""]:
+        return (state.number < last) & ~jnp.all(state.done)
+
+    def one(state: Decoding) -> Decoding:
+        number, logits, new, done, out, length, read = state
+        token = jnp.where(done, pad_id, next_token(logits, sampling, number))
+        out = lax.dynamic_update_slice(out, token[:, None], (0, number))
+        length = length + ~done
+        done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
+        # The last token of all needs no reading, but stopping for it would cost a branch a step.
+        h, new = step(model, weights, past, new, number, token[:, None], position + read)
+        return Decoding(number + 1, logits_of(model, weights, h[:, 0]), new, done, out, length, read + ~done)
+
+    return lax.while_loop(running, one, state)
+
+
 def decode(
     model: Transformer,
     logits: Float[Array, "batch vocab"],
@@ -94,42 +169,23 @@ def decode(
       context: what comes before `cache`, which is its tail then (`rcp.nn.cache`).
       weights: what `rcp.nn.step.unstacked` makes of the model; None makes it here, which copies all layers.
     """
-    batch = logits.shape[0]
+    batch = len(logits)
+    weights = unstacked(model) if weights is None else weights
+    past = laid_out(cache, max_new, context)
+    state = begin(model, logits, max_new=max_new, pad_id=pad_id)
+    options = {"until": max_new, "eos_ids": eos_ids, "pad_id": pad_id, "sampling": sampling}
+    state = advance(model, weights, past, cache.position, state, **options)
+    stored = jnp.arange(max_new)[None] < state.read[:, None]
+    after = append(cache, *as_tokens(state.new, batch), stored, cache.position + state.read)
+    return Generated(state.tokens, state.length), after
+
+
+def laid_out(cache: KVCache, max_new: int, context: Context | None = None) -> Past:
+    """A context and its tail, whose last `max_new` slots must be free, as decoding reads them."""
     if cache.capacity < max_new:
         raise ValueError(f"a cache of {cache.capacity} slots has no room for {max_new} new tokens")
-    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
-    weights = unstacked(model) if weights is None else weights
     past = laid_cache(cache, cache.capacity - max_new)
-    if context is not None:
-        past = joined(laid_context(context), past)
-
-    def running(state):
-        number, _, _, done, *_ = state
-        return (number < max_new) & ~jnp.all(done)
-
-    def advance(state):
-        number, logits, new, done, out, length, read = state
-        token = jnp.where(done, pad_id, next_token(logits, sampling, number))
-        out = lax.dynamic_update_slice(out, token[:, None], (0, number))
-        length = length + ~done
-        done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
-        # The last token of all needs no reading, but stopping for it would cost a branch a step.
-        h, new = step(model, weights, past, new, number, token[:, None], cache.position + read)
-        return number + 1, logits_of(model, weights, h[:, 0]), new, done, out, length, read + ~done
-
-    none = jnp.zeros((batch,), jnp.int32)
-    start = (
-        jnp.int32(0),
-        logits,
-        room_for(model, batch, max_new),
-        jnp.zeros((batch,), bool),
-        jnp.full((batch, max_new), pad_id, jnp.int32),
-        none,
-        none,
-    )
-    _, _, new, _, out, length, read = lax.while_loop(running, advance, start)
-    stored = jnp.arange(max_new)[None] < read[:, None]
-    return Generated(out, length), append(cache, *as_tokens(new, batch), stored, cache.position + read)
+    return past if context is None else joined(laid_context(context), past)
 
 
 def generate(

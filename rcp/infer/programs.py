@@ -17,7 +17,7 @@ from rcp.eviction.compaction import moved, needed
 from rcp.eviction.prompt import choose as choose_entries
 from rcp.eviction.prompt import context_entries, read_prompt, taken_back
 from rcp.eviction.prompt import prune as prune_cache
-from rcp.infer.generate import decode, prefill_behind
+from rcp.infer.generate import advance, begin, decode, laid_out, prefill_behind
 from rcp.infer.lossless import decode_lossless
 from rcp.nn.cache import as_context, for_rows, quantised, tail_of
 from rcp.nn.step import unstacked
@@ -64,6 +64,27 @@ def go_on(graph, params, context, logits, drawn, weights=None, *, max_new, eos_i
     tail = tail_of(context, max_new, model.dtype)
     options = {"max_new": max_new, "eos_ids": eos_ids, "pad_id": pad_id}
     return decode(model, logits, tail, sampling=drawn, context=context, weights=weights, **options)[0]
+
+
+@partial(jax.jit, static_argnames=("graph", "max_new", "pad_id"))
+def begin_answer(graph, params, context, logits, tokens, valid, *, max_new, pad_id):
+    """What comes before the answer, laid out; the position that comes next; nothing decoded yet.
+
+    `logits` after what is in the context; with `tokens`, a question, they are of no account.
+    """
+    model = nnx.merge(graph, params)
+    if tokens is None:
+        tail = tail_of(context, max_new, model.dtype)
+    else:
+        context = for_rows(context, len(tokens))
+        logits, tail = prefill_behind(model, context, tokens, valid=valid, room=max_new)
+    return laid_out(tail, max_new, context), tail.position, begin(model, logits, max_new=max_new, pad_id=pad_id)
+
+
+@partial(jax.jit, static_argnames=("graph", "eos_ids", "pad_id"), donate_argnames="state")
+def advance_answer(graph, params, past, position, state, until, drawn, weights, *, eos_ids, pad_id):
+    options = {"until": until, "sampling": drawn, "eos_ids": eos_ids, "pad_id": pad_id}
+    return advance(nnx.merge(graph, params), weights, past, position, state, **options)
 
 
 @partial(jax.jit, static_argnames=("graph", "gamma", "turned", "max_new", "eos_ids", "pad_id"))

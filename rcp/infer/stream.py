@@ -7,6 +7,7 @@ that evicts while a prompt streams in (`rcp.eviction.stream`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -30,11 +31,13 @@ def prefill_stream(
     size: int,
     chunk: int,
     valid: Bool[Array, "batch tokens"] | None = None,
+    budget: Int[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Stream]:
     """Reads prompts, padded at either end: the logits after each example's last token, and the stream behind it.
 
     Args:
       size: entries that a head keeps. chunk: tokens read between evictions.
+      budget: as in `rcp.eviction.stream.step`: less than the size, where heads share it unevenly.
 
     Raises:
       ValueError: the policy cannot stream.
@@ -49,13 +52,66 @@ def prefill_stream(
     def one(carry: tuple[Stream, Array], part: tuple[Array, Array]) -> tuple[tuple[Stream, Array], None]:
         stream, last = carry
         tokens, there = part
-        h, stream = streams.step(model, stream, tokens, eviction, valid=there)
+        h, stream = streams.step(model, stream, tokens, eviction, valid=there, budget=budget)
         return (stream, last_states(h, there, last)), None
 
     start = streams.start(model, eviction, batch, size=size, chunk=chunk)
     none = jnp.zeros((batch, model.config.d_model), jnp.float32)
     (stream, last), _ = lax.scan(one, (start, none), (in_chunks(tokens), in_chunks(there)))
     return model.logits(last), stream
+
+
+class Spoken(NamedTuple):
+    """Where decoding through a stream stands: logits after the last token, what is kept, which rows have ended."""
+
+    logits: Float[Array, "batch vocab"]
+    stream: Stream
+    done: Bool[Array, " batch"]
+
+
+def decode_chunk(
+    model: Transformer,
+    state: Spoken,
+    eviction: Eviction,
+    *,
+    chunk: int,
+    first: Int[Array, ""] | int = 0,
+    most: Int[Array, ""] | int | None = None,
+    budget: Int[Array, " batch"] | None = None,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    sampling: Sampling | None = None,
+) -> tuple[Generated, Spoken]:
+    """The next `chunk` tokens, then an eviction: for answers without an end, a call a chunk. To be called in `jax.jit`.
+
+    Args:
+      state: at first the logits and stream of `prefill_stream`, and no row ended. `chunk`, `budget` are the same.
+      first: tokens decoded before, which number the draws. most: at most so many are decoded now.
+    """
+    batch = len(state.logits)
+    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+    last = chunk if most is None else jnp.minimum(most, chunk)
+
+    def running(state):
+        number, *_, done, _, _ = state
+        return (number < last) & ~jnp.all(done)
+
+    def one(state):
+        number, logits, stream, tail, done, out, length = state
+        token = jnp.where(done, pad_id, next_token(logits, sampling, first + number))
+        out = lax.dynamic_update_slice(out, token[:, None], (0, number))
+        h, tail, stream = streams.read_behind(model, stream, tail, token[:, None], eviction, valid=~done[:, None])
+        length = length + ~done
+        done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
+        return number + 1, model.logits(h[:, 0]), stream, tail, done, out, length
+
+    tail = tail_of(state.stream.context, chunk)
+    out, length = jnp.full((batch, chunk), pad_id, jnp.int32), jnp.zeros((batch,), jnp.int32)
+    start = (jnp.int32(0), state.logits, state.stream, tail, state.done, out, length)
+    _, logits, stream, tail, done, out, length = lax.while_loop(running, one, start)
+    return Generated(out, length), Spoken(
+        logits, streams.evict(model, stream, tail, eviction, budget=budget).stream, done
+    )
 
 
 def decode_stream(
@@ -66,6 +122,7 @@ def decode_stream(
     *,
     chunk: int,
     max_new: int,
+    budget: Int[Array, " batch"] | None = None,
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
     sampling: Sampling | None = None,
@@ -75,47 +132,29 @@ def decode_stream(
     Greedily, or by draws as `sampling` says. Memory is that of the stream's entries and a chunk's, whatever `max_new`.
 
     Args:
-      logits, stream: what `prefill_stream` gives; `chunk` is the same.
+      logits, stream: what `prefill_stream` gives; `chunk`, `budget` are the same.
 
     Returns:
       The tokens, and the stream behind them: all of them read and evicted from. Ended rows read nothing more.
     """
-    batch = len(logits)
-    ends = jnp.asarray(list(eos_ids) or [-1], jnp.int32)
+    batch, room = len(logits), -(-max_new // chunk) * chunk
 
     def running(state):
-        number, _, _, done, *_ = state
-        return (number < max_new) & ~jnp.all(done)
+        first, spoken, _, _ = state
+        return (first < max_new) & ~jnp.all(spoken.done)
 
     def advance(state):
-        """A chunk of tokens, then an eviction."""
-        first, logits, stream, done, out, length = state
-        last = jnp.minimum(first + chunk, max_new)
-
-        def one(state):
-            number, logits, stream, tail, done, out, length = state
-            token = jnp.where(done, pad_id, next_token(logits, sampling, number))
-            out = lax.dynamic_update_slice(out, token[:, None], (0, number))
-            h, tail, stream = streams.read_behind(model, stream, tail, token[:, None], eviction, valid=~done[:, None])
-            length = length + ~done
-            done = done | jnp.any(token[:, None] == ends[None, :], axis=1)
-            return number + 1, model.logits(h[:, 0]), stream, tail, done, out, length
-
-        def within(state):
-            number, *_, done, _, _ = state
-            return (number < last) & ~jnp.all(done)
-
-        start = (first, logits, stream, tail_of(stream.context, chunk), done, out, length)
-        number, logits, stream, tail, done, out, length = lax.while_loop(within, one, start)
-        return number, logits, streams.evict(model, stream, tail, eviction).stream, done, out, length
+        first, spoken, out, length = state
+        options = {"budget": budget, "eos_ids": eos_ids, "pad_id": pad_id, "sampling": sampling}
+        said, spoken = decode_chunk(model, spoken, eviction, chunk=chunk, first=first, most=max_new - first, **options)
+        out = lax.dynamic_update_slice(out, said.tokens, (0, first))
+        return first + chunk, spoken, out, length + said.length
 
     start = (
         jnp.int32(0),
-        logits,
-        stream,
-        jnp.zeros((batch,), bool),
-        jnp.full((batch, max_new), pad_id, jnp.int32),
+        Spoken(logits, stream, jnp.zeros((batch,), bool)),
+        jnp.full((batch, room), pad_id, jnp.int32),
         jnp.zeros((batch,), jnp.int32),
     )
-    _, _, stream, _, out, length = lax.while_loop(running, advance, start)
-    return Generated(out, length), stream
+    _, spoken, out, length = lax.while_loop(running, advance, start)
+    return Generated(out[:, :max_new], length), spoken.stream

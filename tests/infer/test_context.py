@@ -1,5 +1,7 @@
 """Contexts read once, pruned and asked: against decoding with the whole cache, and from disk."""
 
+from itertools import chain
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,38 @@ def test_a_token_that_was_taken_back_is_read_again(model, plain):
         kept.go_on(pruned, max_new=NEW)
     with pytest.raises(UserError, match="are still in what was read"):
         kept.answer_lossless(kept.read(CONTEXTS, QUESTIONS), pruned, QUESTIONS, max_new=NEW)
+
+
+@pytest.mark.parametrize("part", [1, 4, NEW])
+def test_an_answer_comes_in_parts_as_it_is_decoded(model, part):
+    """Put together the parts are what `answer` and `go_on` give, drawn or not; a row that has ended says nothing."""
+    kept = reader(model, KeyDiff(), eos_ids=(2, 17))
+    pruned = kept.prune(kept.read(CONTEXTS), keep_rate=0.5)
+    asked = kept.prune(kept.read(CONTEXTS, QUESTIONS), keep_rate=0.5)
+    drawn = Sampling(sample_keys(1, jnp.arange(3), 1).reshape(-1), 0.7)
+    wholes = [kept.answer(pruned, QUESTIONS, max_new=NEW, drawn=by) for by in (None, drawn)]
+    wholes.append(kept.go_on(asked, max_new=NEW))
+    before = programs.advance_answer._cache_size()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    found = [kept.stream_answer(pruned, QUESTIONS, max_new=NEW, part=part, drawn=by) for by in (None, drawn)]
+    found.append(kept.stream_answer(asked, max_new=NEW, part=part))
+    for whole, parts in zip(wholes, map(list, found), strict=True):
+        assert [list(chain(*of_row)) for of_row in zip(*parts, strict=True)] == whole
+        assert len(parts) == -(-max(map(len, whole)) // part)
+        assert all(len(ids) == part for one in parts[:-1] for ids in one[:1] if len(whole[0]) == NEW)
+    assert len({len(ids) for whole in wholes for ids in whole}) > 1  # some have ended early
+    after = programs.advance_answer._cache_size()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    assert after - before <= 3 and (part == 1 or after == before)  # whatever the part is
+
+
+def test_an_answer_in_parts_says_at_once_what_it_lacks(model):
+    kept = reader(model, Full())
+    back = kept.prune(kept.read(CONTEXTS, QUESTIONS), take_back=1)
+    with pytest.raises(UserError, match="1 tokens were taken back"):
+        kept.stream_answer(back)
+    with pytest.raises(UserError, match="no empty question"):
+        kept.stream_answer(back, [[], [1], [2]])
+    with pytest.raises(UserError, match="part 0, max_new 3: expected both from 1 on"):
+        kept.stream_answer(back, QUESTIONS, max_new=3, part=0)
 
 
 def test_the_layers_of_one_model_serve_another(model, plain):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcp.eviction import H2O, KeyDiff, SinksWindow, SnapKV, stream
+from rcp.eviction import ADA, H2O, KeyDiff, SinksWindow, SnapKV, stream
 from rcp.eviction.prompt import Eviction
 from rcp.infer.generate import generate
-from rcp.infer.stream import decode_stream, prefill_stream
+from rcp.infer.sample import Sampling, sample_keys
+from rcp.infer.stream import Spoken, decode_chunk, decode_stream, prefill_stream
 from tests.eviction.small import small_model
 
 CHUNK, NEW = 4, 10
@@ -88,3 +89,36 @@ def test_memory_does_not_grow_with_the_answer():
 
     short, long = temporary(64), temporary(4096)
     assert short > 0 and long <= short + 4096 * len(ROWS) * 4  # the tokens said, at most
+
+
+def test_a_call_a_chunk_says_what_one_call_says():
+    """By draws, with heads that share a budget unevenly; a row that has ended is silent."""
+    model, eviction = small_model(), Eviction(KeyDiff(), ADA, sinks=1)
+    budget, drawn = jnp.asarray([4, 5]), Sampling(sample_keys(2, jnp.arange(2), 1).reshape(-1), 0.8)
+    options = {"chunk": CHUNK, "budget": budget, "sampling": drawn}
+
+    def start(tokens):
+        return prefill_stream(model, tokens, eviction, size=6, chunk=CHUNK, budget=budget)
+
+    logits, state = jax.jit(start)(ROWS)
+    assert np.asarray(state.context.runs[0].length).sum(axis=(0, 2)).tolist() == [4 * 4, 5 * 4]
+    free = jax.jit(lambda logits, state: decode_stream(model, logits, state, eviction, max_new=NEW, **options))
+    ended = int(free(logits, state)[0].tokens[0, 5])
+    once = jax.jit(
+        lambda logits, state: decode_stream(model, logits, state, eviction, max_new=NEW, eos_ids=(ended,), **options)
+    )
+    expected, behind = once(logits, state)
+    say = jax.jit(
+        lambda spoken, first: decode_chunk(
+            model, spoken, eviction, first=first, most=NEW - first, eos_ids=(ended,), **options
+        )
+    )
+    spoken, said = Spoken(logits, state, jnp.zeros((2,), bool)), [[], []]
+    for first in range(0, NEW, CHUNK):
+        found, spoken = say(spoken, first)
+        for row, (tokens, length) in enumerate(zip(np.asarray(found.tokens), np.asarray(found.length), strict=True)):
+            said[row] += tokens[:length].tolist()
+    for row in range(2):
+        assert said[row] == np.asarray(expected.tokens)[row, : expected.length[row]].tolist()
+    assert expected.length[0] <= 6 and bool(spoken.done[0])
+    np.testing.assert_array_equal(spoken.stream.context.runs[0].position, behind.context.runs[0].position)
