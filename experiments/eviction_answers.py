@@ -79,12 +79,14 @@ def rows_of(o: argparse.Namespace, loaded: Pretrained) -> list[Row]:
     rows = []
     for name in o.rows:
         own, eviction = model, None
-        if name in POLICIES:
+        if name in (FULL, SHORTER):
+            pass
+        elif name in POLICIES:
             policy = POLICIES[name]()
             if policy.needs.reconstruction or policy.asks or (o.stream and not policy.streams):
                 raise UserError(f"--rows: {name} cannot be measured so: expected a policy that reads a context once")
             eviction = Eviction(policy, sinks=SINKS)
-        elif name not in (FULL, SHORTER):
+        else:
             found = load_tuned(name, loaded)
             if o.stream and not found.eviction.policy.streams:
                 raise UserError(
@@ -201,17 +203,16 @@ def table(
     for name in names:
         line = [name]
         for budget in budgets:
-            ours = cells[names[-1], budget]["nll"]
-            for values in (
-                cells[name, budget]["em"],
-                cells[name, budget]["nll"],
-                np.subtract(ours, cells[name, budget]["nll"]),
-            ):
-                low, high = interval(bootstrap_means(values[None], RESAMPLES, [0])[0])
-                line.append(f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]")
-            line[-1] = "" if name == names[-1] else line[-1]
+            own, last = cells[name, budget], cells[names[-1], budget]
+            em, nll, last_nll = (np.asarray(x, np.float64) for x in (own["em"], own["nll"], last["nll"]))
+            line += [_mean(em), _mean(nll), "" if name == names[-1] else _mean(last_nll - nll)]
         out.append(f"| {' | '.join(line)} |")
     return "\n".join([*out, ""])
+
+
+def _mean(values: np.ndarray) -> str:
+    low, high = interval(bootstrap_means(values[None], RESAMPLES, [0])[0])
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:

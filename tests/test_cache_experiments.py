@@ -1,4 +1,4 @@
-"""The experiments on lossless decoding and on streaming, on models in miniature."""
+"""The experiments on lossless decoding, streaming and runs with models of their own, on models in miniature."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import lossless, lossless_report, streaming, streaming_report
+from experiments import eviction_answers, lossless, lossless_report, streaming, streaming_report
+from rcp.eviction import KeyDiff
 from rcp.eviction.position import SinksWindow
 from rcp.eviction.prompt import Eviction
+from rcp.infer.trained_eviction import TrainedEviction
+from rcp.pretrained import load
 from tests.evaluate.own_data import tiny_model as tiny_folder
 from tests.tiny import VOCABULARY, tiny_model
 
@@ -106,3 +109,37 @@ def test_streaming_is_measured_in_children_and_drawn(folder, tmp_path, monkeypat
     assert rows[0]["ppl_4096"] is None and rows[1]["ppl_0"] == pytest.approx(np.exp(np.mean(cells[1]["nll"])))
     assert streaming.main([*flags, "--lengths=4096"]) == 2 and "ended with 2" in capsys.readouterr().err
     assert streaming.main([*flags, "--lengths=100"]) == 2 and "multiples of 1024" in capsys.readouterr().err
+
+
+def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path, monkeypatch, capsys):
+    """Where all is kept every row answers as the whole cache does; a run's own model answers in its row alone."""
+
+    def tuned(name, loaded):
+        model = load(str(folder), dtype="float32").model
+        model.norm[...] = 2 * model.norm[...]
+        return TrainedEviction(model, Eviction(KeyDiff()), str(name).endswith("own"))
+
+    monkeypatch.setattr(eviction_answers, "load_tuned", tuned)
+    flags = [f"--model={folder}", "--dtype=float32", "--tasks=single", "--tokens=320", "--examples=3", "--batch-size=2"]
+    flags += ["--chunk=32", f"--output={tmp_path}"]
+    rows = "--rows=full,shorter,random,snapkv,runs/scorer,runs/own"
+    assert eviction_answers.main([*flags, rows, "--rates=1,.25"]) == 0
+    assert eviction_answers.main([*flags, "--rows=full,sinks_window,runs/scorer", "--stream=352"]) == 0
+    cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    found = {(cell["identity"]["row"], cell["identity"]["budget"], cell["identity"]["stream"]): cell for cell in cells}
+    full = found["full", 1.0, 0]["nll"]
+    assert len(cells) == 6 * 2 - 1 + 3 and len(full) == 3
+    for name, budget, stream in [("random", 1.0, 0), ("shorter", 1.0, 0), ("scorer", 1.0, 0), ("scorer", 352.0, 352)]:
+        np.testing.assert_allclose(found[name, budget, stream]["nll"], full, rtol=1e-4)
+    for name in ("random", "snapkv", "scorer"):
+        cell = found[name, 0.25, 0]
+        assert cell["held"] == pytest.approx(0.25, abs=0.01) and not np.allclose(cell["nll"], full, rtol=1e-3)
+    assert not np.allclose(found["own", 1.0, 0]["nll"], full, rtol=1e-2)
+    shown = capsys.readouterr().out
+    assert "### single, 320 tokens, n = 3" in shown and "| own less it, NLL |" in shown and "352 entries" in shown
+    monkeypatch.setattr(eviction_answers, "measure", lambda *_: pytest.fail("measured again"))
+    assert eviction_answers.main([*flags, rows, "--rates=1,.25"]) == 0
+    assert (
+        eviction_answers.main([*flags, "--rows=kvzip"]) == 2
+        and "kvzip cannot be measured so" in capsys.readouterr().err
+    )
