@@ -136,7 +136,7 @@ def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path
         assert cell["held"] == pytest.approx(0.25, abs=0.01) and not np.allclose(cell["nll"], full, rtol=1e-3)
     assert not np.allclose(found["own", 1.0, 0]["nll"], full, rtol=1e-2)
     shown = capsys.readouterr().out
-    assert "### single, 320 tokens, n = 3" in shown and "| own less it, NLL |" in shown and "352 entries" in shown
+    assert "### single, 320 tokens, n = 3" in shown and "| own less it, NLL, 25 % |" in shown and "352 entries" in shown
     monkeypatch.setattr(eviction_answers, "measure", lambda *_: pytest.fail("measured again"))
     assert eviction_answers.main([*flags, rows, "--rates=1,.25"]) == 0
     assert (
