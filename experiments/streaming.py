@@ -1,14 +1,16 @@
-"""A long text through a cache of fixed size: memory, cost a token and perplexity over its length.
+"""A long text, or a long answer, through a cache of fixed size: memory, cost a token and perplexity over its length.
 
     python -m experiments.streaming [--lengths=4096,8192,16384,32768 --policy=sinks_window --positions=repacked]
     python -m experiments.streaming --lengths=16384 --positions=original --sinks=0      # the same tables hold all
+    python -m experiments.streaming --decode --lengths=1024,4096        # decoded behind the text's first 1,024 tokens
 
 Worked examples of GSM8K's training rows one behind the other (or --text=FILE) are read chunk by chunk as
 `rcp.eviction.stream` does; a head keeps --size entries. Every length is a process of its own, so that its peak memory
 is its own; the peak is that after the first chunk, when the model is there and the program compiled. With original
 positions a text longer than the model's positions goes where the model never was; repacked, positions are those within
-the cache. Seconds are of reading, evicting and the next tokens' likelihood; compiling is not counted. What is measured
-goes into OUTPUT/cells.jsonl and is not measured again; --minutes=0 only draws.
+the cache. Seconds are of reading, evicting and the next tokens' likelihood, or of decoding greedily, whatever comes,
+and evicting (`rcp.infer.stream`); compiling is not counted. What is measured goes into OUTPUT/cells.jsonl and is not
+measured again; --minutes=0 only draws.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from experiments.streaming_report import SPAN, write_report
 from rcp.eviction import POLICIES, STREAMING, stream
 from rcp.eviction.position import SinksWindow
 from rcp.eviction.prompt import Eviction
+from rcp.infer.stream import Spoken, decode_chunk, prefill_stream
 from rcp.nn.reader import next_token
 from rcp.pretrained import load
 from rcp.train.parallel import use_compile_cache
@@ -54,6 +57,18 @@ def read_chunk(
     model = nnx.merge(graph, params)
     h, state = stream.step(model, state, tokens, eviction)
     return state, jnp.sum(next_token(model, h, targets, there)[0])
+
+
+@partial(jax.jit, static_argnames=("graph", "eviction", "size", "chunk"))
+def read_text(graph: Any, params: Any, tokens: Any, *, eviction: Eviction, size: int, chunk: int) -> Any:
+    """The logits after a text, and what is kept of it."""
+    return prefill_stream(nnx.merge(graph, params), tokens, eviction, size=size, chunk=chunk)
+
+
+@partial(jax.jit, static_argnames=("graph", "eviction", "chunk"), donate_argnames="spoken")
+def say_chunk(graph: Any, params: Any, spoken: Spoken, *, eviction: Eviction, chunk: int) -> Any:
+    """The next tokens, and where decoding stands behind them."""
+    return decode_chunk(nnx.merge(graph, params), spoken, eviction, chunk=chunk)
 
 
 def text_of(tokenizer: Tokenizer, tokens: int, file: Path | None) -> np.ndarray:
@@ -87,6 +102,41 @@ def resident(reset: bool = False) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
+class Spans:
+    """Seconds of each `SPAN` tokens, and memory from the first chunk on."""
+
+    def __init__(self, chunk: int):
+        self._every, self._done = SPAN // chunk, 0
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        if self._done % self._every == 0:
+            self._start, self._busy = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        if self._done == 0:
+            self._before = resident(reset=True)
+        self._done += 1
+        if self._done % self._every == 0:
+            self.seconds.append(time.perf_counter() - self._start)
+            self.cpu.append(time.process_time() - self._busy)
+
+    def found(self, program: Any, state: stream.Stream) -> Cell:
+        analysis = program.memory_analysis()
+        return {
+            "seconds": self.seconds,
+            "cpu": self.cpu,
+            "resident_before": self._before,
+            "resident_peak": resident(),
+            "process_peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "program": {name: int(getattr(analysis, name, 0)) for name in MEMORY},
+            "entries": int(state.context.runs[0].length.sum()),
+            "position": int(state.context.position[0]),
+        }
+
+
 def feed(model: Any, ids: np.ndarray, eviction: Eviction, size: int, chunk: int) -> Cell:
     """Reads a text of a multiple of `SPAN` tokens; per span of it seconds and NLL (nats a token)."""
     graph, params = nnx.split(model)
@@ -94,29 +144,27 @@ def feed(model: Any, ids: np.ndarray, eviction: Eviction, size: int, chunk: int)
     targets, there = np.append(ids[1:], 0).astype(np.int32)[None], np.arange(len(ids))[None] < len(ids) - 1
     parts = [tuple(x[:, at : at + chunk] for x in (ids[None], targets, there)) for at in range(0, len(ids), chunk)]
     compiled = read_chunk.lower(graph, params, state, *parts[0], eviction=eviction).compile()
-    analysis, sums, seconds, cpu, before = compiled.memory_analysis(), [], [], [], None
-    for number, part in enumerate(parts):
-        if number % (SPAN // chunk) == 0:
-            start, busy = time.perf_counter(), time.process_time()
-        state, total = compiled(params, state, *part)
-        sums.append(float(total))
-        if number == 0:
-            before = resident(reset=True)
-        if (number + 1) % (SPAN // chunk) == 0:
-            seconds.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - busy)
+    sums, spans = [], Spans(chunk)
+    for part in parts:
+        with spans:
+            state, total = compiled(params, state, *part)
+            sums.append(float(total))
     counts = there.reshape(-1, SPAN).sum(axis=1)
-    return {
-        "nll": (np.reshape(sums, (len(counts), -1)).sum(axis=1) / counts).tolist(),
-        "seconds": seconds,
-        "cpu": cpu,
-        "resident_before": before,
-        "resident_peak": resident(),
-        "process_peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "program": {name: int(getattr(analysis, name, 0)) for name in MEMORY},
-        "entries": int(state.context.runs[0].length.sum()),
-        "position": int(state.context.position[0]),
-    }
+    nll = (np.reshape(sums, (len(counts), -1)).sum(axis=1) / counts).tolist()
+    return {"nll": nll, **spans.found(compiled, state)}
+
+
+def say(model: Any, ids: np.ndarray, eviction: Eviction, size: int, chunk: int, new: int) -> Cell:
+    """Reads a text and decodes `new` tokens behind it, a multiple of `SPAN`; per span of them seconds."""
+    graph, params = nnx.split(model)
+    logits, state = read_text(graph, params, ids[None], eviction=eviction, size=size, chunk=chunk)
+    spoken, spans = Spoken(logits, state, jnp.zeros((1,), bool)), Spans(chunk)
+    compiled = say_chunk.lower(graph, params, spoken, eviction=eviction, chunk=chunk).compile()
+    for _ in range(new // chunk):
+        with spans:
+            said, spoken = compiled(params, spoken)
+            jax.block_until_ready(said)
+    return {"nll": [], **spans.found(compiled, spoken.stream)}
 
 
 def one(options: argparse.Namespace) -> Cell:
@@ -125,9 +173,13 @@ def one(options: argparse.Namespace) -> Cell:
     policy = SinksWindow(options.sinks) if options.policy == SinksWindow.name else POLICIES[options.policy]()
     guaranteed = 0 if options.policy == SinksWindow.name else options.sinks
     eviction = Eviction(policy, sinks=guaranteed, repack=options.positions == "repacked")
-    ids = text_of(loaded.tokenizer, max(options.lengths), options.text)
-    limit = loaded.config.max_positions
-    return {"limit": limit, **feed(loaded.model, ids, eviction, options.size, options.chunk)}
+    (length,) = options.lengths
+    given = (eviction, options.size, options.chunk)
+    if options.decode:
+        found = say(loaded.model, text_of(loaded.tokenizer, SPAN, options.text), *given, length)
+    else:
+        found = feed(loaded.model, text_of(loaded.tokenizer, length, options.text), *given)
+    return {"limit": loaded.config.max_positions, **found}
 
 
 def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
@@ -136,12 +188,15 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
     text = str(options.text.resolve()) if options.text else "worked examples"
-    shared = {key: getattr(options, key) for key in keys} | {"text": text}
+    shared = (
+        {key: getattr(options, key) for key in keys} | {"text": text} | ({"decode": True} if options.decode else {})
+    )
     for length in options.lengths:
         identity = shared | {"length": length}
         if identity in lines or time.monotonic() >= ends:
             continue
         flags = [f"--{key}={getattr(options, key)}" for key in (*keys, *(("text",) if options.text else ()))]
+        flags += ["--decode"] if options.decode else []
         command = [sys.executable, "-m", "experiments.streaming", "--one", f"--lengths={length}", *flags]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if child.returncode:
@@ -158,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--lengths", type=integers, default=(4096, 8192, 16384, 32768), help="(default: 4096,8192,16384,32768)")
     names = sorted(name for name in STREAMING if not POLICIES[name].draws)
+    add("--decode", action="store_true", help="so many tokens are decoded, not read")
     add("--policy", choices=names, default=SinksWindow.name, help="(default: %(default)s)")
     add("--positions", choices=("repacked", "original"), default="repacked", help="(default: %(default)s)")
     add("--sinks", type=int, default=4, help="first tokens that are always kept (default: %(default)s)")

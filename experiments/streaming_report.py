@@ -21,7 +21,10 @@ def name_of(cell: Cell) -> str:
     """What was varied, in words."""
     i = cell["identity"]
     text = f", {Path(i['text']).name}" if i["text"] else ""
-    return f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions, {i['size']} entries, {i['dtype']}{text}"
+    work = ", decoded" if i.get("decode") else ""
+    return (
+        f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions, {i['size']} entries, {i['dtype']}{text}{work}"
+    )
 
 
 def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -103,8 +106,10 @@ def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -
         own = [row for row in rows if row["cache"] == cache]
         memory.plot([row["tokens"] for row in own], [row["resident_peak"] for row in own], marker="o", **style)
         longest = max((c for c in cells if name_of(c) == cache), key=lambda c: c["identity"]["length"])
-        read = SPAN * (1 + np.arange(len(longest["nll"])))
+        read = SPAN * (1 + np.arange(len(longest["cpu"])))
         cost.plot(read, longest["cpu"], **style)
+        if not longest["nll"]:
+            continue
         smooth = np.convolve(longest["nll"], np.ones(min(4, len(read))) / min(4, len(read)), "valid")
         perplexity.plot(read[-len(smooth) :], np.exp(smooth), **style)
     perplexity.axvline(cells[0]["limit"], color="#999999", linestyle=":")
@@ -114,7 +119,7 @@ def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -
         (cost, "CPU seconds per 1,024 tokens"),
         (perplexity, "perplexity, mean of 4,096 tokens"),
     ):
-        axis.set_xlabel("tokens read")
+        axis.set_xlabel("tokens read or decoded")
         axis.set_ylabel(title)
         axis.grid(alpha=0.25)
     for axis in (memory, cost):

@@ -94,7 +94,8 @@ def test_streaming_is_measured_in_children_and_drawn(folder, tmp_path, monkeypat
             code = streaming.main(command[3:])
         return SimpleNamespace(returncode=code, stdout=out.getvalue())
 
-    monkeypatch.setattr(streaming.subprocess, "run", child)
+    # In its own name alone: others, matplotlib among them, have children too.
+    monkeypatch.setattr(streaming, "subprocess", SimpleNamespace(run=child, PIPE=None))
     flags = [f"--model={folder}", "--dtype=float32", f"--text={text}", "--size=32", "--lengths=1024,2048"]
     flags += [f"--output={tmp_path}"]
     assert streaming.main(flags) == 0 == streaming.main(flags) and len(started) == 2
@@ -107,6 +108,12 @@ def test_streaming_is_measured_in_children_and_drawn(folder, tmp_path, monkeypat
     assert f"{cache}: peak resident memory from 1,024 to 2,048 tokens" in shown
     rows = streaming_report.rows_of(cells)
     assert rows[0]["ppl_4096"] is None and rows[1]["ppl_0"] == pytest.approx(np.exp(np.mean(cells[1]["nll"])))
+    assert streaming.main([*flags, "--decode"]) == 0 == streaming.main([*flags, "--decode"]) and len(started) == 4
+    cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    said = cells[2:]
+    assert [len(cell["cpu"]) for cell in said] == [1, 2] and all(cell["position"] == 32 for cell in said)
+    assert said[0]["program"] == said[1]["program"] and len({cell["entries"] for cell in cells}) == 1
+    assert f"{cache}, decoded | 2,048" in (tmp_path / "streaming.md").read_text()
     assert streaming.main([*flags, "--lengths=4096"]) == 2 and "ended with 2" in capsys.readouterr().err
     assert streaming.main([*flags, "--lengths=100"]) == 2 and "multiples of 1024" in capsys.readouterr().err
 
