@@ -14,10 +14,11 @@ text that passes through a cache of fixed size: a network for each key-value hea
 there, and worked problems ($RCP_DATA_DIR) among the tasks. `:text`: the default with worked problems among the tasks,
 for contexts that are read on without a question about them. `:lora` and `:stream_answers` train low-rank updates of the
 model beside the scorer, on 512 tokens that every step of the second stage reads anew: the first at once, with the
-default's networks, the second through a cache of 128 entries a head, 128 tokens at a time, with those of `:stream`,
-where draws tell the scorer what earlier evictions were worth. Needles, variables, words and documents of 512, 1,024 and
-2,048 tokens are read once, 5.6 GB of traces; a step of the first stage looks at 512 places of each context. `passkey`
-is left out, so that one task is new to the scorer. Text of your own joins them with
+default's networks, the second through a cache of 128 entries a head, 128 tokens at a time, with those of `:stream`
+(draws, which tell the scorer what earlier evictions were worth, with --config.eviction.answer_objectives.task=0.01).
+Needles, variables, words and documents of 512, 1,024 and 2,048 tokens are read once, 5.6 GB of traces; a step of the
+first stage looks at 512 places of each context. `passkey` is left out, so that one task is new to the scorer. Text of
+your own joins them with
 --config.eviction.tasks.text.name=long_text --config.eviction.tasks.text.tokens=1024
 --config.eviction.tasks.text.path=FILE.txt.
 """
@@ -54,7 +55,7 @@ ANSWERS = {
     "text": LIKELIHOOD,
     "task": {"answer_objectives": {"task": 1.0}, "answer_steps": 60},
     "lora": ANEW,
-    "stream_answers": ANEW | STREAM | {"answer_objectives": {"likelihood": 4.0, "task": 1.0} | GOLDEN},
+    "stream_answers": ANEW | STREAM,
 }
 """The second stage."""
 
