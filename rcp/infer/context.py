@@ -231,7 +231,7 @@ class ContextModel:
 
     def stream_answer(
         self,
-        pruned: PrunedContext,
+        pruned: PrunedContext | Context,
         questions: Sequence[Sequence[int]] | None = None,
         *,
         max_new: int = 64,
@@ -247,12 +247,15 @@ class ContextModel:
         """
         if part < 1 or max_new < 1:
             raise UserError(f"part {part}, max_new {max_new}: expected both from 1 on")
+        context, logits = (pruned.context, pruned.logits) if isinstance(pruned, PrunedContext) else (pruned, None)
         tokens = valid = None
         if questions is not None:
-            tokens, valid = self._asked(pruned.context, questions)
+            tokens, valid = self._asked(context, questions)
+        elif not isinstance(pruned, PrunedContext):
+            raise UserError("a context alone holds nothing to go on from: expected questions")
         elif pruned.taken_back:
             raise UserError(f"{pruned.taken_back} tokens were taken back: read them again as questions")
-        given = (pruned.context, pruned.logits, tokens, valid)
+        given = (context, logits, tokens, valid)
         started = programs.begin_answer(*self.weights.model, *given, max_new=max_new, pad_id=self._pad_id)
         past, position, state = started
         return self._parts(past, position, state, part, drawn)

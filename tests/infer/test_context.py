@@ -90,6 +90,8 @@ def test_an_answer_comes_in_parts_as_it_is_decoded(model, part):
     before = programs.advance_answer._cache_size()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     found = [kept.stream_answer(pruned, QUESTIONS, max_new=NEW, part=part, drawn=by) for by in (None, drawn)]
     found.append(kept.stream_answer(asked, max_new=NEW, part=part))
+    found.append(kept.stream_answer(pruned.context, QUESTIONS, max_new=NEW, part=part))
+    wholes.append(wholes[0])
     for whole, parts in zip(wholes, map(list, found), strict=True):
         assert [list(chain(*of_row)) for of_row in zip(*parts, strict=True)] == whole
         assert len(parts) == -(-max(map(len, whole)) // part)
@@ -104,8 +106,10 @@ def test_an_answer_in_parts_says_at_once_what_it_lacks(model):
     back = kept.prune(kept.read(CONTEXTS, QUESTIONS), take_back=1)
     with pytest.raises(UserError, match="1 tokens were taken back"):
         kept.stream_answer(back)
+    with pytest.raises(UserError, match="a context alone holds nothing to go on from"):
+        kept.stream_answer(back.context)
     with pytest.raises(UserError, match="no empty question"):
-        kept.stream_answer(back, [[], [1], [2]])
+        kept.stream_answer(back.context, [[], [1], [2]])
     with pytest.raises(UserError, match="part 0, max_new 3: expected both from 1 on"):
         kept.stream_answer(back, QUESTIONS, max_new=3, part=0)
 
