@@ -11,7 +11,8 @@ head, --chunk tokens at a time, and what is held in the end answers. A row is a 
 "full" (the whole cache) or "shorter" (as many of the last tokens, read as a prompt of their own); all but these keep
 the first 4 entries. The model is the published one, --model-of a run that trained its own; a run among the rows that
 trained its own brings it along. What is measured goes into OUTPUT/cells.jsonl, a line a row, task and budget, and is
-not measured again. Intervals are 95 % bootstraps over contexts, differences to the last row paired.
+not measured again. Intervals are 95 % bootstraps over contexts, differences to the last row paired. Seconds a context
+are of reading, pruning and answering, what had to be compiled included.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from rcp.evaluate.tables import bootstrap_means, interval
 from rcp.eviction import POLICIES
 from rcp.eviction.compaction import mask_entries
 from rcp.eviction.prompt import Eviction
-from rcp.eviction.select import select
 from rcp.infer.trained_eviction import load_tuned
 from rcp.pretrained import Pretrained, load
 from rcp.train.build import make_task
 from rcp.train.eviction_reading import read_context
-from rcp.train.eviction_step import answer_nll, answer_places, read_answers
+from rcp.train.eviction_step import answer_exact, answer_nll, answer_places, read_answers
 from rcp.train.parallel import use_compile_cache
+from rcp.train.traces import question_rows
 from rcp.types import UserError
 
 FULL, SHORTER = "full", "shorter"
@@ -95,6 +96,9 @@ def rows_of(o: argparse.Namespace, loaded: Pretrained) -> list[Row]:
             own, eviction = found.model if found.tuned else model, replace(found.eviction, sinks=SINKS)
         graph, params = nnx.split(own)
         rows.append(Row(Path(name).name, graph, params, eviction, digest_of(params)))
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--rows: two are called {twice[0]}; rename a folder")
     return rows
 
 
@@ -105,40 +109,27 @@ def prompts_of(o: argparse.Namespace, loaded: Pretrained, task: str) -> list[Pro
     contexts = [np.concatenate([one.instruction, *one.context]) for one in each]
     length = round_up(max(map(len, contexts)), o.chunk)
     width = round_up(max(len(one.question) + len(one.answer) for one in each), WIDTHS)
-    rows = []
-    for one, context in zip(each, contexts, strict=True):
-        said = np.concatenate([one.question, one.answer])
-        answer = np.arange(width) < len(said)
-        answer[: len(one.question)] = False
-        rows.append(
-            Prompts(
-                np.pad(context, (length - len(context), 0), constant_values=-1).astype(np.int32),
-                np.pad(said, (0, width - len(said)), constant_values=-1).astype(np.int32),
-                answer,
-            )
-        )
-    size = min(o.batch_size, len(rows))
-    batches = [rows[at : at + size] for at in range(0, len(rows), size)]
-    batches[-1] = (batches[-1] * size)[:size]  # as often as fills it; what is too much is cut off afterwards
-    return [Prompts(*(np.stack(x) for x in zip(*batch, strict=True))) for batch in batches]
+    asked = [(one.question.tolist(), one.answer.tolist()) for one in each]
+    tokens, there, answer = question_rows(asked, len(asked), width)
+    padded = [np.pad(ids, (length - len(ids), 0), constant_values=-1) for ids in contexts]
+    whole = Prompts(np.stack(padded).astype(np.int32), np.where(there, tokens, -1), answer)
+    size = min(o.batch_size, len(each))
+    places = np.arange(-(-len(each) // size) * size) % len(each)  # what fills the last batch is cut off afterwards
+    return [Prompts(*(x[part] for x in whole)) for part in places.reshape(-1, size)]
 
 
 @partial(jax.jit, static_argnames=("graph", "eviction", "stream", "chunk"))
 def judged(
     graph: Any, params: Any, prompts: Prompts, budget: Any, keys: Any, *, eviction: Any, stream: int, chunk: int
-):
-    """(answer NLL in nats a token, exact match, entries held over those of a context) of each example."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(answer NLL in nats a token, exact match, entries held over those that were read) of each example."""
     c = EvictionConfig(reading="anew", heads="own", stream_size=stream, chunk=chunk)
-    drawn = keys if eviction.policy.draws else None
-    last = read_context(nnx.merge(graph, params), eviction, c, prompts.context, budget, keys=drawn).last
-    share = {"allotment": eviction.shared, "most": stream or None}
-    keep = select(last.scores, last.budgets, valid=last.valid, forced=last.forced, **share).mask
-    log_probs = read_answers(graph, params, mask_entries(last.found, keep), prompts)
-    said = answer_places(prompts)
-    following = jnp.pad(prompts.tokens[:, 1:], ((0, 0), (0, 1)))
-    exact = jnp.all(~said | (jnp.argmax(log_probs, axis=-1) == following), axis=1)
-    whole = jnp.sum(prompts.context >= 0, axis=1) * (keep.shape[1] * keep.shape[2])
-    return answer_nll(log_probs, prompts, said), exact, keep.sum(axis=(1, 2, 3)) / whole
+    last = read_context(nnx.merge(graph, params), eviction, c, prompts.context, budget, keys=keys).last
+    keep = last.subset(eviction.shared, most=stream or None).mask
+    log_probs, said = read_answers(graph, params, mask_entries(last.found, keep), prompts), answer_places(prompts)
+    read = jnp.sum(prompts.context >= 0, axis=1) * (keep.shape[1] * keep.shape[2])
+    held = keep.sum(axis=(1, 2, 3)) / read
+    return answer_nll(log_probs, prompts, said), answer_exact(log_probs, prompts, said), held
 
 
 def measure(o: argparse.Namespace, row: Row, batches: Sequence[Prompts], budget: float) -> Cell:
@@ -198,7 +189,8 @@ def table(
     n = len(cells[names[0], budgets[0]]["nll"])
     kept = [f"{budget:g} entries" if o.stream else f"{100 * budget:g} %" for budget in budgets]
     title = f"### {task}, {o.tokens} tokens, n = {n}"
-    head = ["", *(f"{what}, {k}" for k in kept for what in ("exact match", "NLL", f"{names[-1]} less it, NLL"))]
+    columns = ("exact match", "NLL", f"{names[-1]} less it, NLL", "s a context")
+    head = ["", *(f"{what}, {k}" for k in kept for what in columns)]
     out = [title, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in names:
         line = [name]
@@ -206,6 +198,7 @@ def table(
             own, last = cells[name, budget], cells[names[-1], budget]
             em, nll, last_nll = (np.asarray(x, np.float64) for x in (own["em"], own["nll"], last["nll"]))
             line += [_mean(em), _mean(nll), "" if name == names[-1] else _mean(last_nll - nll)]
+            line.append(f"{own['seconds'] / n:.2f}")
         out.append(f"| {' | '.join(line)} |")
     return "\n".join([*out, ""])
 

@@ -33,7 +33,7 @@ from rcp.eviction.learned import Learned
 from rcp.eviction.select import guarantees, select
 from rcp.infer.trained_eviction import load_eviction
 from rcp.pretrained import Pretrained, load
-from rcp.train.eviction_step import answer_nll, answer_places, read_answers, score_trace
+from rcp.train.eviction_step import answer_exact, answer_nll, answer_places, read_answers, score_trace
 from rcp.train.parallel import use_compile_cache
 from rcp.train.trace_pipeline import TraceBatch, padded_trace, stack
 from rcp.train.traces import Traces
@@ -96,9 +96,7 @@ class Bench:
             there = position < wide.length[None, :, None, None]
             context = mask_entries(Candidates(k, v, position, there, wide.length), keep)
             log_probs, said = read_answers(graph, params, context, wide), answer_places(wide)
-            following = jnp.pad(wide.tokens[:, 1:], ((0, 0), (0, 1)))
-            exact = jnp.all(~said | (jnp.argmax(log_probs, axis=-1) == following), axis=1)
-            return answer_nll(log_probs, wide, said), exact
+            return answer_nll(log_probs, wide, said), answer_exact(log_probs, wide, said)
 
         self.masks, self._read = jax.jit(masks), jax.jit(read)
 

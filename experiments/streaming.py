@@ -188,9 +188,8 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
     text = str(options.text.resolve()) if options.text else "worked examples"
-    shared = (
-        {key: getattr(options, key) for key in keys} | {"text": text} | ({"decode": True} if options.decode else {})
-    )
+    shared = {key: getattr(options, key) for key in keys} | {"text": text}
+    shared |= {"decode": True} if options.decode else {}
     for length in options.lengths:
         identity = shared | {"length": length}
         if identity in lines or time.monotonic() >= ends:

@@ -146,7 +146,7 @@ def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path
     assert "### single, 320 tokens, n = 3" in shown and "| own less it, NLL, 25 % |" in shown and "352 entries" in shown
     monkeypatch.setattr(eviction_answers, "measure", lambda *_: pytest.fail("measured again"))
     assert eviction_answers.main([*flags, rows, "--rates=1,.25"]) == 0
-    assert (
-        eviction_answers.main([*flags, "--rows=kvzip"]) == 2
-        and "kvzip cannot be measured so" in capsys.readouterr().err
-    )
+    assert eviction_answers.main([*flags, "--rows=kvzip"]) == 2
+    assert "kvzip cannot be measured so" in capsys.readouterr().err
+    assert eviction_answers.main([*flags, "--rows=snapkv,runs/snapkv"]) == 2
+    assert "two are called snapkv" in capsys.readouterr().err

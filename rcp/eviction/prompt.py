@@ -25,6 +25,7 @@ from rcp.eviction.select import guarantees, select
 from rcp.nn.cache import Context, KVCache
 from rcp.nn.chunk import last_states, read_chunk
 from rcp.nn.transformer import Transformer
+from rcp.sampling import Subset
 
 CHUNK = 256
 LONG = 2048  # tokens from which chunks are twice as long: fewer, and better used, passes over the weights
@@ -159,6 +160,64 @@ def scores(
     return jnp.moveaxis(lax.map(of_layer, each), 0, 1)
 
 
+class Weighed(NamedTuple):
+    """Entries with all that decides which of them are kept, as `rcp.eviction.select.select` takes it.
+
+    Attributes:
+      found: the entries that there are, in reading order.
+      question: those of the question, kept beside the budget; None: there is none.
+    """
+
+    found: Candidates
+    valid: Bool[Array, "batch layers kv_heads entries"]
+    forced: Bool[Array, "batch layers kv_heads entries"]
+    scores: Float[Array, "batch layers kv_heads entries"]
+    budgets: Int[Array, "batch layers"]
+    question: Bool[Array, "batch layers kv_heads entries"] | None = None
+
+    def subset(
+        self, allotment: Allotment, *, most: int | None = None, drawn: Key[Array, " batch"] | None = None
+    ) -> Subset:
+        """The best of them, or what is `drawn` by their scores (one key an example). `most`: as in `select`."""
+        return select(
+            self.scores,
+            self.budgets,
+            valid=self.valid,
+            forced=self.forced,
+            beside=self.question,
+            allotment=allotment,
+            most=most,
+            keys=drawn,
+        )
+
+
+def weigh(
+    model: Transformer,
+    found: Candidates,
+    gathered: Statistics,
+    eviction: Eviction,
+    budget: Int[Array, " batch"],
+    limit: Int[Array, " batch"],
+    *,
+    question: Bool[Array, "batch entries"] | None = None,
+    keys: Key[Array, " batch"] | None = None,
+) -> Weighed:
+    """What the policy makes of entries.
+
+    Args:
+      gathered, question, keys: as in `scores`.
+      budget: entries that a head keeps, the mean over layers and heads. limit: no layer gets more, mean over its heads.
+    """
+    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))  # [batch, layers, kv_heads, entries]
+    asked = None if question is None else jnp.broadcast_to(question[:, None, None], valid.shape) & valid
+    budgets = layer_budgets(eviction.shared, budget, limit, valid.shape[1])
+    keys = keys if eviction.policy.draws else None
+    by_policy = scores(model, found, gathered, eviction.policy, question=question, budget=budgets, keys=keys)
+    own = valid if asked is None else valid & ~asked
+    forced = guarantees(own, sinks=eviction.sinks, recent=eviction.recent)
+    return Weighed(found, valid, forced, by_policy, budgets, asked)
+
+
 class Kept(NamedTuple):
     """Which entries are kept, and how many of the context a head of each layer was to keep, the mean over heads."""
 
@@ -182,30 +241,14 @@ def choose(
       forced: entries that every head keeps, within the budget.
       keys: one an example, where the policy draws.
     """
-    found = candidates(read.cache)
-    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))  # [batch, layers, kv_heads, entries]
-    question = jnp.broadcast_to(read.question[:, None, None], valid.shape) & valid
     tokens = context_entries(read)
     if not eviction.policy.swept:
         budget = tokens
-    share = eviction.shared
-    budgets = layer_budgets(share, budget, tokens, valid.shape[1])
-    found_scores = scores(
-        model,
-        found,
-        read.statistics,
-        eviction.policy,
-        question=read.question,
-        budget=budgets,
-        keys=keys if eviction.policy.draws else None,
-    )
-    must = guarantees(valid & ~question, sinks=eviction.sinks, recent=eviction.recent)
+    found, asked = candidates(read.cache), read.question
+    w = weigh(model, found, read.statistics, eviction, budget, tokens, question=asked, keys=keys)
     if forced is not None:
-        must |= forced[:, None, None]
-    subset = select(
-        found_scores, budgets, valid=valid, forced=must, beside=question, allotment=share, most=eviction.most
-    )
-    return Kept(subset.mask, budgets)
+        w = w._replace(forced=w.forced | forced[:, None, None])
+    return Kept(w.subset(eviction.shared, most=eviction.most).mask, w.budgets)
 
 
 def context_entries(read: ReadPrompt) -> Int[Array, " batch"]:

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rcp.eviction import statistics
-from rcp.eviction.allotment import layer_budgets
 from rcp.eviction.base import Statistics
-from rcp.eviction.compaction import Candidates, candidates, compact, order_of
-from rcp.eviction.prompt import Eviction, scores
-from rcp.eviction.select import guarantees, select
+from rcp.eviction.compaction import candidates, compact, order_of
+from rcp.eviction.prompt import Eviction, weigh
 from rcp.nn.cache import Context, KVCache, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
@@ -90,43 +88,6 @@ def read_behind(
     return h, tail, Stream(stream.context, gathered)
 
 
-class Weighed(NamedTuple):
-    """An eviction that is yet to be made.
-
-    Attributes:
-      found: the entries that there are, in reading order.
-      valid, forced, scores, budgets: of them, as `rcp.eviction.select.select` takes them.
-    """
-
-    found: Candidates
-    valid: Bool[Array, "batch layers kv_heads entries"]
-    forced: Bool[Array, "batch layers kv_heads entries"]
-    scores: Float[Array, "batch layers kv_heads entries"]
-    budgets: Int[Array, "batch layers"]
-
-
-def weigh(
-    model: Transformer,
-    found: Candidates,
-    gathered: Statistics,
-    eviction: Eviction,
-    budget: Int[Array, " batch"],
-    most: Int[Array, " batch"],
-    *,
-    keys: Key[Array, " batch"] | None = None,
-) -> Weighed:
-    """What the policy makes of entries.
-
-    Args:
-      budget, keys: as in `step`. most: entries that a head of a layer can have, the mean over its heads.
-    """
-    valid = jnp.moveaxis(found.valid, (0, 3), (1, 2))
-    budgets = layer_budgets(eviction.shared, budget, most, valid.shape[1])
-    forced = guarantees(valid, sinks=eviction.sinks, recent=eviction.recent)
-    by_policy = scores(model, found, gathered, eviction.policy, budget=budgets, keys=keys)
-    return Weighed(found, valid, forced, by_policy, budgets)
-
-
 class Evicted(NamedTuple):
     """The stream with what was kept, and how it was chosen."""
 
@@ -152,8 +113,7 @@ def evict(
     limit = jnp.full(tail.length.shape, size, jnp.int32)
     budget = limit if budget is None else budget
     w = weigh(model, candidates(tail, stream.context), stream.statistics, eviction, budget, limit, keys=keys)
-    share = eviction.shared
-    subset = select(w.scores, w.budgets, valid=w.valid, forced=w.forced, allotment=share, most=size, keys=drawn)
+    subset = w.subset(eviction.shared, most=size, drawn=drawn)
     context = compact(w.found, subset.mask, size, repack=eviction.repack, frequencies=model.frequencies())
     return Evicted(Stream(context, _carried(stream.statistics, subset.mask, size, eviction.repack)), subset)
 

@@ -17,8 +17,8 @@ from rcp.config_eviction import EvictionConfig
 from rcp.eviction import statistics
 from rcp.eviction import stream as streams
 from rcp.eviction.compaction import candidates
-from rcp.eviction.prompt import Eviction
-from rcp.eviction.stream import Stream, Weighed
+from rcp.eviction.prompt import Eviction, Weighed, weigh
+from rcp.eviction.stream import Stream
 from rcp.nn.cache import tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.transformer import Transformer
@@ -89,7 +89,7 @@ def read_context(
     stream, tail = read(stream, (parts[0][-1], parts[1][-1]))
     limit = jnp.full(budget.shape, c.stream_size, jnp.int32)
     found = candidates(tail, stream.context)
-    return Reading(streams.weigh(model, found, stream.statistics, eviction, budget, limit, keys=keys), log_prob)
+    return Reading(weigh(model, found, stream.statistics, eviction, budget, limit, keys=keys), log_prob)
 
 
 def _numbered(keys: Key[Array, " batch"] | None, number: Array) -> Key[Array, " batch"] | None:
@@ -115,4 +115,4 @@ def _at_once(
     cache, observe = model.new_cache(batch, width), statistics.observer(needs)
     nothing = statistics.start(needs, model, batch, width)
     _, cache, gathered = read_chunk(model, tokens, cache, valid=there, slots=0, observe=observe, observed=nothing)
-    return streams.weigh(model, candidates(cache), gathered, eviction, budget, cache.length, keys=keys)
+    return weigh(model, candidates(cache), gathered, eviction, budget, cache.length, keys=keys)

@@ -20,9 +20,8 @@ from rcp.config_eviction import BEHIND, EvictionConfig
 from rcp.eviction.allotment import ADA, GLOBAL, UNIFORM
 from rcp.eviction.compaction import Candidates, mask_entries
 from rcp.eviction.learned import Learned, Weights, describe
-from rcp.eviction.prompt import Eviction
-from rcp.eviction.select import guarantees, select
-from rcp.eviction.stream import Weighed
+from rcp.eviction.prompt import Eviction, Weighed
+from rcp.eviction.select import guarantees
 from rcp.nn.cache import Context, KVCache, as_context, tail_of
 from rcp.nn.chunk import read_chunk
 from rcp.nn.eviction_scorer import ScorerShape, score_layer
@@ -152,13 +151,11 @@ def _on_answers(
     budget = sampling.count_of_rate(batch.length, picked)
     contexts = _contexts(c, scoring, params, frozen, scores, batch, budget)
     reader, said = model_params(params, frozen), answer_places(batch)
-    share = {"allotment": ALLOTMENTS[c.across], "most": c.stream_size or None}
+    share, most = ALLOTMENTS[c.across], c.stream_size or None
     values = {}
     if {"distil", "likelihood"} & set(weights):
         w = contexts(None).last
-        best = jax.lax.stop_gradient(w.scores)
-        hard = select(best, w.budgets, valid=w.valid, forced=w.forced, **share).mask
-        keep = sampling.straight_through(hard, _soft(c, w))
+        keep = sampling.straight_through(w.subset(share, most=most).mask, _soft(c, w))
         pruned = read_answers(scoring.graph, reader, mask_entries(w.found, keep), batch)
         if "distil" in weights:
             full = read_answers(scoring.graph, frozen["model"], _whole(batch, scoring.dtype), batch)
@@ -170,7 +167,7 @@ def _on_answers(
         def draw(number: Array) -> tuple[Array, Array]:
             drawn = jax.vmap(lambda key: jax.random.fold_in(key, (1 << 21) + number))(keys)
             w, before = contexts(drawn)
-            subset = select(w.scores, w.budgets, valid=w.valid, forced=w.forced, keys=drawn, **share)
+            subset = w.subset(share, most=most, drawn=drawn)
             read = read_answers(scoring.graph, reader, mask_entries(w.found, subset.mask), batch)
             held = w.valid.sum(axis=(1, 2, 3))
             return -answer_nll(read, batch, said), before + log_prob_of(subset, held)
@@ -239,6 +236,12 @@ def read_answers(graph: Any, params: Params, context: Context, batch: Asked) -> 
     tail = tail_of(context, batch.tokens.shape[1])
     h = read_chunk(model, jnp.maximum(batch.tokens, 0), tail, context=context, valid=batch.tokens >= 0, slots=0)[0]
     return jax.nn.log_softmax(model.logits(h), axis=-1)
+
+
+def answer_exact(log_probs: Array, batch: Asked, said: Bool[Array, "batch tokens"]) -> Bool[Array, " batch"]:
+    """Whether each token of the gold answer is the likeliest behind those before it."""
+    following = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
+    return jnp.all(~said | (jnp.argmax(log_probs, axis=-1) == following), axis=1)
 
 
 def answer_nll(log_probs: Array, batch: Asked, said: Bool[Array, "batch tokens"]) -> Float[Array, " batch"]:
