@@ -72,9 +72,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--prepared",
         type=Path,
         metavar="RUN",
-        help="take what the stage `prepare` computes from another run of the same task, examples, model and "
-        "labels.source, whose scorer reads the same layer; of learned eviction, what the stage `traces` has trained, "
-        "from a run that differs only in how it learns through answers",
+        help="take over what another run of the same task, examples and model has computed once, as far as it fits: "
+        "keep-labels of the same labels.source, states of the same layer; of learned eviction, what the stage `traces` "
+        "has trained, from a run that differs only in how it learns through answers",
     )
 
 

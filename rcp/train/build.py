@@ -23,6 +23,7 @@ from rcp.train.loop import Stage
 from rcp.train.networks import Networks, View
 from rcp.train.outside import Outside
 from rcp.train.parallel import start_processes
+from rcp.train.prepare_step import PREPARED
 from rcp.train.stages import (
     Parts,
     encode_training,
@@ -42,8 +43,8 @@ class Build:
     """Attributes:
     task, tokenizer: of the run.
     networks: the graphs of model and scorer.
-    stages: "reader" (only where the model is trained from scratch), "prepare", "warm_start" and "judge" (where
-      they are configured), "pruner".
+    stages: "reader" (only where the model is trained from scratch), "labels", "states", "warm_start" and "judge"
+      (where they are configured), "pruner".
     pruned_lengths: from the static length of a whole prompt to those that hold every training prompt pruned, and with
       one segment alone; measured on the training examples when first asked for.
     outside: the model behind an endpoint that rewards, where `reward.reader` says so.
@@ -95,7 +96,8 @@ def build(config: Config) -> Build:
     outside = Outside(config, task, tokenizer, encoded) if config.reward.reader == "openai" else None
     parts = Parts(networks, encoded, lengths, scorer_params, weights, origin, outside)
     if config.train.prepare:
-        stages.append(prepare_stage(config, parts, model.config.d_model))
+        used = [prepared for prepared in PREPARED if prepared.used(config)]
+        stages += [prepare_stage(prepared, config, parts, model.config.d_model) for prepared in used]
     if config.warm_start.steps:
         stages.append(pruner_stage("warm_start", warm_start(config), config.seed + 5, parts))
     if config.policy.logged:

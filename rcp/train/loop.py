@@ -103,12 +103,12 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
 
     Args:
       prepared: the folder of another run, from which the stages that can be shared (`Stage.decides`) are taken over
-        where this one has not begun them.
+        where this one has not begun them and both agree on what decides them.
 
     Raises:
       UserError: the folder holds a run of another config, or an exported one; `optim.max_nonfinite` steps in a row
         were not finite (step and the term are named); the batch does not divide over the devices; no checkpoint
-        can be read; `prepared` has no such stage, finished, or one of another task, model or the like.
+        can be read; of `prepared` nothing fits, or a stage that does is not finished or of other weights.
     """
     workdir = Path(workdir)
     if is_export(workdir):
@@ -139,7 +139,7 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
                     return result
                 begin += stages[number].steps
                 if number + 1 < len(stages):
-                    restored = _begin(stages[number + 1], number + 1, restored.trained(result.state))
+                    restored = _stand(stages[number + 1], number + 1, restored.trained(result.state), config, workdir)
     finally:
         log.close()
     assert result is not None
@@ -212,47 +212,61 @@ def _begin(stage: Stage, number: int, previous: Params | None) -> _At:
 
 def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: bool = True) -> _At:
     """Walks over the finished stages to the one that is under way."""
-    at = _begin(stages[0], 0, None)
+    at, previous = None, None
     for number, stage in enumerate(stages):
-        folder = _folder(workdir, stage)
-        if number:
-            at = _begin(stage, number, at.trained(at.state))
-        if not folder.exists():
-            return at
-        checkpoints = _checkpoints(stage, config, workdir, writable)
-        try:
-            found = checkpoints.restore(at.state)
-        finally:
-            checkpoints.close()
-        if found is None:
-            return at
-        at = _At(number, found.step, found.state, found.pipeline, at.previous)
-        if found.step < stage.steps:
-            return at
+        at = _stand(stage, number, previous, config, workdir, writable)
+        if at.step < stage.steps:
+            break
+        previous = at.trained(at.state)
+    assert at is not None
     return at
+
+
+def _stand(
+    stage: Stage, number: int, previous: Params | None, config: Config, workdir: Path, writable: bool = True
+) -> _At:
+    """A stage from its newest checkpoint, or at its beginning."""
+    begun = _begin(stage, number, previous)
+    if not _folder(workdir, stage).exists():
+        return begun
+    checkpoints = _checkpoints(stage, config, workdir, writable)
+    try:
+        found = checkpoints.restore(begun.state)
+    finally:
+        checkpoints.close()
+    return begun if found is None else _At(number, found.step, found.state, found.pipeline, previous)
 
 
 def _finished_elsewhere(
     stages: Sequence[Stage], config: Config, workdir: Path, other: Path
 ) -> list[tuple[Stage, Restored]]:
-    """The end of each stage that can be shared, from the run in `other`, where this one has no checkpoint of it."""
+    """The end of each stage that can be shared and fits, from the run in `other`, where this one has no checkpoint."""
     shared = [stage for stage in stages if stage.decides]
     if not shared:
         raise UserError(
             f"--prepared={other}: this config has no stage that could be taken over; expected config.train.prepare "
             "and a published model, or config.eviction.tasks"
         )
-    return [(stage, _end_of(stage, config, other)) for stage in shared if not has_checkpoint(_folder(workdir, stage))]
+    missing = [stage for stage in shared if not has_checkpoint(_folder(workdir, stage))]
+    unfit = {stage.name: lines for stage in missing if (lines := _unfit(stage, config, other))}
+    reasons = "\n".join(f"  {name}: {line}" for name, lines in unfit.items() for line in lines)
+    if len(unfit) == len(shared):
+        raise UserError(f"--prepared={other}: nothing of it fits this config:\n{reasons}")
+    if unfit:
+        print(f"computed here, since in {other} it does not fit this config:\n{reasons}", file=sys.stderr, flush=True)
+    return [(stage, _end_of(stage, config, other)) for stage in missing if stage.name not in unfit]
+
+
+def _unfit(stage: Stage, config: Config, other: Path) -> list[str]:
+    """What keeps a stage of the run in `other` from being this one's."""
+    assert stage.decides is not None
+    if not _folder(other, stage).exists():
+        return [f"expected the folder of a run with {_folder(other, stage)}"]
+    there = load_config(other / "config.json")
+    return [line.strip() for line in differences(stage.decides(there), stage.decides(config))]
 
 
 def _end_of(stage: Stage, config: Config, other: Path) -> Restored:
-    assert stage.decides is not None
-    if not _folder(other, stage).exists():
-        raise UserError(f"--prepared={other}: expected the folder of a run with {_folder(other, stage)}")
-    if differ := differences(stage.decides(load_config(other / "config.json")), stage.decides(config)):
-        raise UserError(
-            f"--prepared={other}: what its stage {stage.name} computed does not fit this config:\n" + "\n".join(differ)
-        )
     source = _checkpoints(stage, config, other, writable=False)
     try:
         found = source.restore(stage.init_state(None))

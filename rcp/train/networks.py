@@ -48,8 +48,8 @@ class Networks:
 
     def features(self, params: Params, frozen: Params, batch: Batch) -> Array | None:
         """The scorer's view of a batch, without gradient; looked up where a stage before has computed it once."""
-        if "features" in (prepared := frozen.get("prepared", {})):
-            return prepared["features"][batch.index]
+        if "states" in frozen:
+            return frozen["states"]["features"][batch.index]
         if self.view is None:
             return None
         return jax.lax.stop_gradient(self.view(self.model_of(params, frozen), self._seen(batch)))

@@ -1,6 +1,6 @@
 """The stages of a run, each a step with its own state, frozen values and data.
 
-They are, in this order and as far as a config has them: reader, prepare, warm start, judge, pruner.
+They are, in this order and as far as a config has them: reader, labels, states, warm start, judge, pruner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.outside import Outside
 from rcp.train.parallel import this_process
-from rcp.train.prepare_step import decides, empty_table, make_prepare_step
+from rcp.train.prepare_step import Prepared
 from rcp.train.reader_step import make_reader_step
 from rcp.train.state import Step, TrainState, new_state
 from rcp.train.step import make_pruner_step, needs_of
@@ -105,18 +105,18 @@ def reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Net
     return Stage("reader", r.steps, make_reader_step(networks, optimizer), init_state, lambda _: {}, make_pipeline)
 
 
-def prepare_stage(config: Config, parts: Parts, width: int) -> Stage:
+def prepare_stage(prepared: Prepared, config: Config, parts: Parts, width: int) -> Stage:
     """Computes what the stages after it look up; `width` of the model."""
 
     def init_state(previous: Params | None) -> TrainState:
-        return new_state(config.seed, {"prepared": empty_table(config, width)}, ())
+        return new_state(config.seed, {prepared.name: prepared.empty(config, width)}, ())
 
     def frozen(previous: Params | None) -> Params:
         return {"model": parts.model(previous)}
 
-    step = make_prepare_step(config, parts.networks, parts.lengths)
-    stage = _one_pass("prepare", config, parts, step, init_state, frozen)
-    return stage if parts.weights is None else replace(stage, decides=decides)
+    step = prepared.make_step(config, parts.networks, parts.lengths)
+    stage = _one_pass(prepared.name, config, parts, step, init_state, frozen)
+    return stage if parts.weights is None else replace(stage, decides=prepared.decides)
 
 
 def judge_stage(config: Config, seed: int, parts: Parts) -> Stage:

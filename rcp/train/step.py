@@ -72,7 +72,7 @@ def make_pruner_step(
 
         labels = None
         if "labels" in needs:
-            gains = looked_up(frozen.get("prepared", {}), batch).get("gains")
+            gains = looked_up(frozen.get("labels", {}), batch).get("gains")
             if gains is None:
                 _, single = drawing.lengths(batch.role.shape[1])
                 gains = segment_gains(config.labels, batch, read_batch, single)

@@ -9,7 +9,7 @@ from rcp.train.state import TrainState, sum_shares
 from rcp.types import Batch
 
 Table = dict[str, Array]
-TABLES = ("prepared", "logged")
+TABLES = ("labels", "states", "logged")
 """The "parameters" of stages that fill one: `rcp.train.prepare_step`, `rcp.train.judge_step`."""
 
 

@@ -20,6 +20,7 @@ from rcp.train import build as build_module
 from rcp.train.build import build
 from rcp.train.lengths import MULTIPLE
 from rcp.train.loop import restore, run
+from rcp.train.prepare_step import PREPARED
 from rcp.types import UserError
 
 TASK = {"name": "chain", "segments": (2, 3), "test_segments": (3, 3), "needed": (1, 2), "variables": 4}
@@ -174,11 +175,16 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
     at_once, prepared = (config_of(**sections, train={"prepare": prepare}) for prepare in (False, True))
     expected = run(build(at_once).stages, at_once, tmp_path / "at_once").state.params
     stages = build(prepared).stages
-    assert [(stage.name, stage.steps) for stage in stages] == [("reader", 3), ("prepare", 4), ("pruner", 4)]
+    assert [(stage.name, stage.steps) for stage in stages] == [
+        ("reader", 3),
+        ("labels", 4),
+        ("states", 4),
+        ("pruner", 4),
+    ]
     found = run(stages, prepared, tmp_path / "prepared").state.params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), found, expected)
     rows = [json.loads(line) for line in (tmp_path / "prepared" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in rows] == ["reader"] * 3 + ["prepare"] * 4 + ["pruner"] * 4
+    assert [row["stage"] for row in rows] == ["reader"] * 3 + ["labels"] * 4 + ["states"] * 4 + ["pruner"] * 4
     assert all(row["gain_spread"] > 0 for row in rows[3:7])
     elsewhere = load_trained(tmp_path / "prepared", ["--config.data.max_segments=5", "--config.data.train_examples=8"])
     jax.tree.map(np.testing.assert_array_equal, elsewhere.weights[0], found)
@@ -220,24 +226,27 @@ def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path
     jax.tree.map(np.testing.assert_array_equal, again, expected)  # it goes on with what it has taken over
     jax.tree.map(np.testing.assert_array_equal, load_trained(tmp_path / "other").weights[0], expected)
     published["fingerprint"] = "others"
-    with pytest.raises(UserError, match=r"--prepared=.*first: the checkpoint .*prepare.* was trained on other weights"):
+    with pytest.raises(UserError, match=r"--prepared=.*first: the checkpoint .*labels.* was trained on other weights"):
         run(build(other).stages, other, tmp_path / "third", prepared=tmp_path / "first")
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"max_segments": 4}}, r"does not fit this config:\n  config.data.max_segments: 3 there, 4 now$"),
+        ({"data": {"max_segments": 4}}, r"config:\n  labels: config.data.max_segments: 3 there, 4 now\n  states: .*$"),
         ({"data": {"max_answer": 2}}, r"config.data.max_answer: 1 there, 2 now$"),
         ({"data": {"lengths": (24,)}}, r"config.data.lengths: .*16.* there, .*24.* now$"),
         ({"data": {"batch_size": 8}}, r"config.data.batch_size: 4 there, 8 now$"),
         ({"task": {**TASK, "needed": (1, 1)}}, r"config.task.needed: .*1, 2.* there, .*1, 1.* now$"),
         ({"model": {"name": "other/model"}}, r"config.model.name: 'some/model' there, 'other/model' now$"),
-        ({"scorer": {"layer": 0}}, r"config.scorer.layer: 1 there, 0 now$"),
-        ({"objectives": {"ppo": 1.0}}, r"config.objectives.bce[^\n]*there, '\(not set\)' now"),
-        ({"labels": {"source": "leave_one_out"}}, r"config.labels.source: 'alone' there, 'leave_one_out' now$"),
-        ({"scorer": {"apart": True}}, r"config.scorer.apart: False there, True now$"),
-        ({"scorer": {"question": False}}, r"config.scorer.question: True there, False now$"),
+        (
+            {"objectives": {"ppo": 1.0}, "scorer": {"layer": 0}},
+            r"config:\n  states: config.scorer.layer: 1 there, 0 now$",
+        ),
+        (
+            {"labels": {"source": "leave_one_out"}, "scorer": {"kind": "mlp"}},
+            r"labels: config.labels.source: 'alone' there",
+        ),
         ({"train": {"prepare": False}}, r"has no stage that could be taken over"),
         ({"model": {"name": "scratch"}}, r"has no stage that could be taken over"),
     ],
@@ -251,13 +260,65 @@ def test_what_was_prepared_otherwise_is_refused(published, tmp_path, sections, m
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("sections", "changed"),
+    [
+        ({"scorer": {"layer": 0}}, {"states"}),
+        ({"scorer": {"apart": True}}, {"states"}),
+        ({"scorer": {"question": False}}, {"states"}),
+        ({"labels": {"source": "leave_one_out"}}, {"labels"}),
+        ({"data": {"lengths": (24,)}}, {"labels", "states"}),
+        (
+            {"scorer": {"width": 8, "budget": True}, "optim": {"learning_rate": 0.1}, "labels": {"sharpness": 9.0}},
+            set(),
+        ),
+    ],
+)
+def test_what_decides_a_table(sections, changed):
+    before, now = preparing(), preparing(**sections)
+    assert {table.name for table in PREPARED if table.decides(before) != table.decides(now)} == changed
+
+
+@pytest.mark.parametrize(
+    ("sections", "taken", "reason"),
+    [
+        ({"scorer": {"question": False}}, "labels", "  states: config.scorer.question: True there, False now"),
+        ({"scorer": {"kind": "mlp"}}, "labels", ""),
+        (
+            {"labels": {"source": "leave_one_out"}},
+            "states",
+            "  labels: config.labels.source: 'alone' there, 'leave_one_out' now",
+        ),
+    ],
+)
+def test_of_what_was_prepared_that_is_taken_over_which_fits(published, tmp_path, capsys, sections, taken, reason):
+    """The rest is computed, before it or behind it, also by a run that was killed in between."""
+    first, config = preparing(), preparing(**sections)
+    run(build(first).stages, first, tmp_path / "first")
+    stages = build(config).stages
+    expected = run(stages, config, tmp_path / "itself").state.params
+    capsys.readouterr()
+    begun = [replace(stage, steps=2) if reason and stage.name in reason else stage for stage in stages[:-1]]
+    run(begun, config, tmp_path / "other", prepared=tmp_path / "first")
+    said = capsys.readouterr().err
+    assert f"{taken}: taken over from {tmp_path / 'first'}" in said and said.count("taken over") == 1
+    assert (reason in said) if reason else ("computed here" not in said)
+    found = run(stages, config, tmp_path / "other", prepared=tmp_path / "first").state.params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    computed = {stage.name for stage in stages} - {taken}
+    assert {row["stage"] for row in rows} == computed and len(rows) == 4 * len(computed)
+
+
 def test_a_run_without_a_finished_preparation_has_none_to_share(published, tmp_path):
     config = preparing()
     stages = build(config).stages
-    with pytest.raises(UserError, match=r"--prepared=.*none: expected the folder of a run with .*prepare"):
+    with pytest.raises(
+        UserError, match=r"--prepared=.*none: nothing of it fits this config:\n  labels: expected .*a run with .*labels"
+    ):
         run(stages, config, tmp_path / "other", prepared=tmp_path / "none")
     run([replace(stages[0], steps=2)], config, tmp_path / "begun")
-    with pytest.raises(UserError, match=r"its stage prepare is not finished: run rcp train --workdir=.*begun first"):
+    with pytest.raises(UserError, match=r"its stage labels is not finished: run rcp train --workdir=.*begun first"):
         run(stages, config, tmp_path / "other", prepared=tmp_path / "begun")
 
 

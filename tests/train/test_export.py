@@ -62,7 +62,7 @@ def test_what_only_training_needs_stays_behind(trained, exported):
 
 
 def test_what_is_of_the_training_examples_stays_behind(trained, tmp_path):
-    params = {"pruner": {"w": np.ones(5, np.float32)}, "prepared": {"states": np.ones((9, 2), np.float32)}}
+    params = {"pruner": {"w": np.ones(5, np.float32)}, "states": {"features": np.ones((9, 2), np.float32)}}
     origin = {"fingerprint": "f", "weights": None}
     write_export(tmp_path / "out", trained / "config.json", params, **origin, step=3)
     found, step = read_export(tmp_path / "out", params, **origin)

@@ -73,7 +73,7 @@ def test_learning_from_the_table_raises_the_draws_that_earned(judged):
     optimizer = make_optimizer(config.optim, 10, ("pruner",))
     step = make_pruner_step(config, networks, optimizer, drawing)
     features = networks.features({}, frozen, batch)
-    held = {"model": frozen["model"], "prepared": {"features": features}, "logged": after.params["logged"]}
+    held = {"model": frozen["model"], "states": {"features": features}, "logged": after.params["logged"]}
     broken = {**held, "model": jax.tree.map(lambda x: x * jnp.nan, held["model"])}
     params = {"pruner": frozen["pruner"]}
     start = new_state(0, params, optimizer.init(params))
