@@ -268,10 +268,7 @@ def test_what_was_prepared_otherwise_is_refused(published, tmp_path, sections, m
         ({"scorer": {"question": False}}, {"states"}),
         ({"labels": {"source": "leave_one_out"}}, {"labels"}),
         ({"data": {"lengths": (24,)}}, {"labels", "states"}),
-        (
-            {"scorer": {"width": 8, "budget": True}, "optim": {"learning_rate": 0.1}, "labels": {"sharpness": 9.0}},
-            set(),
-        ),
+        ({"scorer": {"kind": "linear", "budget": True}, "labels": {"source": "alone", "sharpness": 9.0}}, set()),
     ],
 )
 def test_what_decides_a_table(sections, changed):
