@@ -1,6 +1,6 @@
 """The objectives by name.
 
-To add one: a function of (Outcome, Settings) -> [batch], and a line here and in `rcp.config`.
+To add one: a function of (Outcome, Settings) -> [batch], and a line here and in `rcp.config` (docs/extending.md).
 """
 
 from rcp.objectives import budget, policy, supervised
