@@ -98,6 +98,7 @@ def _shown(value: float | None, form: str) -> str:
 def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     fig = Figure(figsize=(14, 3.8), layout="constrained")
     memory, cost, perplexity = fig.subplots(1, 3)
@@ -113,7 +114,6 @@ def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -
         smooth = np.convolve(longest["nll"], np.ones(min(4, len(read))) / min(4, len(read)), "valid")
         perplexity.plot(read[-len(smooth) :], np.exp(smooth), **style)
     perplexity.axvline(cells[0]["limit"], color="#999999", linestyle=":")
-    perplexity.set_yscale("log")
     for axis, title in (
         (memory, "peak resident memory, MB"),
         (cost, "CPU seconds per 1,024 tokens"),
@@ -122,8 +122,11 @@ def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -
         axis.set_xlabel("tokens read or decoded")
         axis.set_ylabel(title)
         axis.grid(alpha=0.25)
-    for axis in (memory, cost):
-        axis.set_ylim(bottom=0)
+    memory.set_ylim(0, 1.1 * max((row["resident_peak"] or 0 for row in rows), default=0) or 1)
+    for axis in (cost, perplexity):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ScalarFormatter())
     fig.legend(*memory.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8)
     FigureCanvasAgg(fig)
     fig.savefig(path, dpi=140)
