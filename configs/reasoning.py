@@ -9,7 +9,7 @@ are how much likelier the gold answer is after each candidate alone (`train.prep
 answers after sixteen choices that the scorer draws by then; both are judged once (`policy.logged`). `rcp tables
 reasoning` compares with four and sixteen examples of the right family.
 Variants: `configs/reasoning.py:rl` (reinforcement alone), `:supervised` (labels alone), default both.
-Expect exact match .50 at 108 tokens (random .35, bm25 .44, sixteen of the family at four times the tokens .49); 68
+Expect exact match .50 at 108 tokens (random .34, bm25 .44, sixteen of the family at four times the tokens .49); 68
 minutes to train on one shared CPU core (experiments/results/reasoning.md).
 """
 

@@ -1,10 +1,10 @@
-"""What of the method does the work: every row is a trained run, evaluated on the same problems at the same budgets.
+"""What of the method does the work: every row but three is a trained run, on the same problems, at the same budgets.
 
 A row whose run is missing says which command trains it. Supervised, reinforced, or both; what the scorer is and sees,
 by labels alone; pruners of tokens and of both shots and tokens; what the reward is made of; easy problems first. Rows
 that do not change the problems need the labels that configs/rcp_math.py computes first, and its states where the scorer
 sees the same: add --prepared=runs/rcp_math to their command, and those by labels alone are trained in seconds or, with
-states of their own, minutes. Only rl, easy, mrd3 and curriculum share nothing with it.
+states of their own, minutes. Only rl, easy, mrd3, curriculum and cot_influx share nothing with it.
 """
 
 from __future__ import annotations

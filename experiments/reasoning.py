@@ -1,4 +1,4 @@
-"""Exact match where a small model can show some: short problems, sixteen worked examples, the budget of a few of them.
+"""Exact match where a small model can show some: short problems, many worked examples, the budget of a few of them.
 
     rcp train --config=configs/reasoning.py --workdir=runs/reasoning && rcp tables reasoning
 

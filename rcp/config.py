@@ -185,7 +185,7 @@ class RelaxConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Where the keep-labels of the objective "bce" come from; see `rcp.train.labels`.
+    """Where keep-labels, which the objective "bce" learns, come from; see `rcp.train.labels`.
 
     "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
     from a segment alone. "tokens": leave-one-out of single tokens to first order, which costs one backward pass; their
@@ -265,7 +265,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """`keep`: how many checkpoints are kept. `prepare`: compute the keep-labels and what a "pooled" or "linear" scorer
-    reads, once, for all of `data.train_examples`, in a stage before the others; the model must be frozen.
+    reads, once, for all of `data.train_examples`, in stages before the pruner's; the model must be frozen.
     """
 
     steps: int = 1000

@@ -25,6 +25,7 @@ from rcp.policies import POLICIES
 from rcp.train import build as build_module
 from rcp.train.build import build
 from rcp.train.loop import run
+from rcp.train.prepare_step import PREPARED
 from tests.data.test_pack import Bytes
 from tests.eviction.small import KV_HEADS, LAYERS, small_model
 
@@ -77,6 +78,13 @@ def test_task_objective_and_comparison_are_trained_and_evaluated(registered, tmp
     results = read_results(tmp_path / "eval" / "results.npz")
     assert [name for name, _ in results.settings] == ["longest", "ours"]
     np.testing.assert_array_equal(results.kept, np.floor(results.context * 0.5 + 1e-4)[None].repeat(2, axis=0))
+
+
+def test_labels_are_computed_once_for_an_objective_that_needs_them(registered):
+    prepared = {"data": {"train_examples": 8}, "train": {"prepare": True}, "labels": {"source": "alone"}}
+    config = from_dict(prepared | {"objectives": {"ranknet": 1.0}})
+    assert [table.name for table in PREPARED if table.used(config)] == ["labels"]
+    assert not any(table.used(from_dict(prepared | {"objectives": {"ppo": 1.0}})) for table in PREPARED)
 
 
 def _rows(workdir: Path) -> list[str]:

@@ -65,8 +65,8 @@ def build(config: Config) -> Build:
 
     Raises:
       UserError: unknown task or task field; no objective; groups that the task does not have; model without weights,
-        or of impossible dimensions. And when a stage makes its pipeline: no example; "bce" on the support of a task
-        that does not know it.
+        or of impossible dimensions. And when a stage makes its pipeline: no example; keep-labels that are the support
+        of a task that does not know it.
     """
     if not config.objectives:
         raise UserError(f"config.objectives is empty: expected one or more of {', '.join(OBJECTIVES)}")

@@ -1,4 +1,4 @@
-"""Keep-labels for the objective "bce": from the task, or from what segments or tokens do to the model's answer."""
+"""Keep-labels, as "bce" learns them: from the task, or from what segments or tokens do to the model's answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from rcp.nn.gains import Read, gains_beside, gains_of_tokens, gains_within
 from rcp.nn.layout import in_context, membership, segment_exists
 from rcp.objectives import Labels
 from rcp.types import Batch
+
+READ_FOR = ("alone", "leave_one_out")
+"""Sources for which the frozen model reads (`segment_gains`), so that they can be computed once."""
 
 
 def segment_gains(config: LabelConfig, batch: Batch, read: Read, length: int) -> Float[Array, "batch segments"] | None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
-from rcp.config import Config, DataConfig, LabelConfig, ObjectiveConfig, ScorerSection
+from rcp.config import Config, DataConfig, LabelConfig, ScorerSection
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
 from rcp.nn.scorer import POOLED
-from rcp.objectives import global_mean
-from rcp.train.labels import segment_gains
+from rcp.objectives import OBJECTIVES, global_mean
+from rcp.train.labels import READ_FOR, segment_gains
 from rcp.train.lengths import Lengths
 from rcp.train.networks import Networks, Params
 from rcp.train.state import Metrics, Step, TrainState, sum_shares
@@ -47,7 +47,7 @@ class Prepared:
 def _labelled(config: Config) -> bool:
     """Whether keep-labels are used that the model has to read for."""
     used = config.objectives.keys() | (config.warm_start.objectives.keys() if config.warm_start.steps else set())
-    return "bce" in used and config.labels.source in ("alone", "leave_one_out")
+    return any("labels" in OBJECTIVES[name].needs for name in used) and config.labels.source in READ_FOR
 
 
 def _pooled(config: Config) -> bool:
@@ -108,21 +108,17 @@ def _decides_both(config: Config) -> Config:
         train_examples=d.train_examples,
         overlong=d.overlong,
     )
-    return replace(Config(), task=config.task, model=config.model, data=data, objectives={})
+    return replace(Config(), task=config.task, model=config.model, data=data)
 
 
 def _decides_labels(config: Config) -> Config:
-    decided = _decides_both(config)
-    if not _labelled(config):
-        return decided
-    return replace(decided, objectives={"bce": ObjectiveConfig()}, labels=LabelConfig(source=config.labels.source))
+    return replace(_decides_both(config), labels=LabelConfig(source=config.labels.source))
 
 
 def _decides_states(config: Config) -> Config:
-    decided, s = _decides_both(config), config.scorer
-    if not _pooled(config):
-        return decided
-    return replace(decided, scorer=ScorerSection(kind=POOLED[0], apart=s.apart, layer=s.layer, question=s.question))
+    s = config.scorer
+    seen = ScorerSection(kind=POOLED[0], apart=s.apart, layer=s.layer, question=s.question)
+    return replace(_decides_both(config), scorer=seen)
 
 
 PREPARED = (

@@ -196,7 +196,7 @@ def pruner_stage(name: str, config: Config, seed: int, parts: Parts) -> Stage:
     def make_pipeline() -> TrainPipeline:
         encoded = parts.encoded()
         known = encoded.examples[0].support is not None
-        if "bce" in config.objectives and config.labels.source == "support" and not known:
+        if "labels" in needs_of(config) and config.labels.source == "support" and not known:
             raise UserError(
                 f'config.labels.source is "support", but the task {config.task.name} does not know which segments a '
                 'question needs: expected "leave_one_out" or "alone"'

@@ -194,6 +194,10 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
 @pytest.fixture
 def published(monkeypatch):
     """Any model but "scratch" is a small one with random weights, and has this fingerprint."""
+    return publish(monkeypatch)
+
+
+def publish(monkeypatch) -> dict[str, str]:
     weights = {"fingerprint": "weights"}
     scratch = config_of()
     model, tokenizer, _ = build_module.reader_of(scratch, build_module.make_task(scratch))
@@ -209,16 +213,24 @@ def preparing(**sections) -> Config:
     return config_of(**{"model": {"name": "some/model"}, "labels": {"source": "alone"}, **sections})
 
 
-def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path):
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder of a run that has prepared labels and states."""
+    folder, config = tmp_path_factory.mktemp("prepared") / "first", preparing()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        publish(monkeypatch)
+        run(build(config).stages, config, folder)
+    return folder
+
+
+def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, first, tmp_path):
     """Another scorer, other objectives, another seed: the run is the one that prepares for itself."""
-    first = preparing()
-    run(build(first).stages, first, tmp_path / "first")
     other = replace(
         preparing(scorer={"kind": "linear", "budget": True}, objectives={"bce": 1.0}, optim={"learning_rate": 0.01}),
         seed=3,
     )
     expected = run(build(other).stages, other, tmp_path / "itself").state.params
-    found = run(build(other).stages, other, tmp_path / "other", prepared=tmp_path / "first").state.params
+    found = run(build(other).stages, other, tmp_path / "other", prepared=first).state.params
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["pruner"] * 4
@@ -227,7 +239,7 @@ def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path
     jax.tree.map(np.testing.assert_array_equal, load_trained(tmp_path / "other").weights[0], expected)
     published["fingerprint"] = "others"
     with pytest.raises(UserError, match=r"--prepared=.*first: the checkpoint .*labels.* was trained on other weights"):
-        run(build(other).stages, other, tmp_path / "third", prepared=tmp_path / "first")
+        run(build(other).stages, other, tmp_path / "third", prepared=first)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +263,10 @@ def test_what_is_prepared_serves_every_run_that_agrees_on_it(published, tmp_path
         ({"model": {"name": "scratch"}}, r"has no stage that could be taken over"),
     ],
 )
-def test_what_was_prepared_otherwise_is_refused(published, tmp_path, sections, message):
-    first = preparing()
-    run(build(first).stages, first, tmp_path / "first")
+def test_what_was_prepared_otherwise_is_refused(published, first, tmp_path, sections, message):
     config = preparing(**sections)
     with pytest.raises(UserError, match=message):
-        run(build(config).stages, config, tmp_path / "other", prepared=tmp_path / "first")
+        run(build(config).stages, config, tmp_path / "other", prepared=first)
     assert not (tmp_path / "other").exists()
 
 
@@ -288,19 +298,20 @@ def test_what_decides_a_table(sections, changed):
         ),
     ],
 )
-def test_of_what_was_prepared_that_is_taken_over_which_fits(published, tmp_path, capsys, sections, taken, reason):
+def test_of_what_was_prepared_that_is_taken_over_which_fits(
+    published, first, tmp_path, capsys, sections, taken, reason
+):
     """The rest is computed, before it or behind it, also by a run that was killed in between."""
-    first, config = preparing(), preparing(**sections)
-    run(build(first).stages, first, tmp_path / "first")
+    config = preparing(**sections)
     stages = build(config).stages
     expected = run(stages, config, tmp_path / "itself").state.params
     capsys.readouterr()
     begun = [replace(stage, steps=2) if reason and stage.name in reason else stage for stage in stages[:-1]]
-    run(begun, config, tmp_path / "other", prepared=tmp_path / "first")
+    run(begun, config, tmp_path / "other", prepared=first)
     said = capsys.readouterr().err
-    assert f"{taken}: taken over from {tmp_path / 'first'}" in said and said.count("taken over") == 1
+    assert f"{taken}: taken over from {first}" in said and said.count("taken over") == 1
     assert (reason in said) if reason else ("computed here" not in said)
-    found = run(stages, config, tmp_path / "other", prepared=tmp_path / "first").state.params
+    found = run(stages, config, tmp_path / "other", prepared=first).state.params
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
     computed = {stage.name for stage in stages} - {taken}
