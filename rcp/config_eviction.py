@@ -123,6 +123,8 @@ class EvictionConfig:
         streams = self.heads != "layer" and not self.hidden
         expected = '0 with eviction.heads "layer" or eviction.hidden: in a stream heads hold different tokens'
         need(streams or not self.stream_size, "eviction.stream_size", expected)
+        fits = not self.stream_size or self.sinks <= self.stream_size
+        need(fits, "eviction.stream_size", "0 or at least eviction.sinks")
         rates = bool(self.keep_rates) and all(0 < rate < 1 for rate in self.keep_rates)
         need(rates, "eviction.keep_rates", "keep rates in (0, 1)")
         later = self.answer_objectives if self.answer_steps else {}

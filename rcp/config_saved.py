@@ -48,6 +48,9 @@ def save_config(config: Config, workdir: Path, *, writing: bool = True) -> None:
         differ = differences(before, config)
         if config.train.steps < before.train.steps:
             differ.append(f"  config.train.steps: {before.train.steps} there, {config.train.steps} now (may only grow)")
+        elif config.train.steps > before.train.steps and config.eviction.tasks and config.eviction.answer_steps:
+            why = "may not change where a stage with eviction.answer_steps goes on from them"
+            differ.append(f"  config.train.steps: {before.train.steps} there, {config.train.steps} now ({why})")
         if differ:
             raise UserError(
                 f"{workdir} holds a run of another config; choose another --workdir or restore these keys:\n"

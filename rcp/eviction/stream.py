@@ -29,8 +29,16 @@ class Stream(NamedTuple):
 
 
 def start(model: Transformer, eviction: Eviction, batch: int, *, size: int, chunk: int) -> Stream:
-    """Nothing read yet."""
+    """Nothing read yet.
+
+    Raises:
+      ValueError: the policy cannot stream; sinks and newest entries, which are always kept, are more than the size.
+    """
     needs = eviction.policy.needs
+    if eviction.sinks + eviction.recent > size:
+        raise ValueError(
+            f"{eviction.sinks} sinks and the newest {eviction.recent} entries do not fit into a cache of {size}"
+        )
     if not eviction.policy.streams:
         raise ValueError(
             f"policy {eviction.policy.name!r} cannot stream: it reads the prompt twice, looks at a question, or wants "

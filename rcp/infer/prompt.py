@@ -22,6 +22,8 @@ from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
 """Static lengths are multiples of this, so that prompts of similar length share a compile."""
+SEGMENTS = 8
+"""The same for numbers of segments."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class PromptPruner:
         if not encoded:
             raise UserError("no prompt to prune: expected at least one context")
         length = round_up(max(example.length for example in encoded), ROUND)
-        segments = max(len(example.context) for example in encoded)
+        segments = round_up(max(len(example.context) for example in encoded), SEGMENTS)
         batch = collate(encoded, length, segments, len(encoded), pad_id=self.tokenizer.pad_id)
         tokens = [self._count("".join(pieces)) for pieces in texts]
         asked = [_at_rate(n, keep_rate) if keep_rate is not None else keep_tokens or 0 for n in tokens]

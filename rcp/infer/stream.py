@@ -40,8 +40,10 @@ def prefill_stream(
       budget: as in `rcp.eviction.stream.step`: less than the size, where heads share it unevenly.
 
     Raises:
-      ValueError: the policy cannot stream.
+      ValueError: the policy draws, or `rcp.eviction.stream.start` has something against it.
     """
+    if eviction.policy.draws:
+        raise ValueError(f"policy {eviction.policy.name!r} draws, and a stream that is read has no keys for it")
     batch, width = tokens.shape
     there = jnp.ones(tokens.shape, bool) if valid is None else valid
 

@@ -185,9 +185,10 @@ def _clear_unfinished(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a stage's folder holds a checkpoint; one that was only begun does not count."""
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints in a stage's folder; 0 where there are none. One that was only begun does not count."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def named(state: PyTree) -> dict[str, np.ndarray]:

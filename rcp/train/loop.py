@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.config_saved import differences, fingerprint, save_config
-from rcp.train.checkpoint import Checkpoints, Restored, has_checkpoint
+from rcp.train.checkpoint import Checkpoints, Restored, newest_step
 from rcp.train.export import is_export, read_export, write_export
 from rcp.train.metrics import Bar, MetricsLog, Report
 from rcp.train.parallel import Parallel, start_processes
@@ -116,20 +116,26 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
     start_processes(config.parallel)
     parallel = Parallel(config.parallel)
     first = parallel.process == 0
-    taken = _finished_elsewhere(stages, config, workdir, Path(prepared)) if prepared is not None else []
+
+    def say(text: str) -> None:
+        if first:
+            print(text, file=sys.stderr, flush=True)
+
+    taken = _finished_elsewhere(stages, config, workdir, Path(prepared), say) if prepared is not None else []
     save_config(config, workdir, writing=first)
-    for stage, end in taken:
+    while taken:  # each is let go of once it is written: tables may be large
+        stage, end = taken.pop(0)
         checkpoints = _checkpoints(stage, config, workdir)
         try:
             checkpoints.save(end.step, end.state, end.pipeline)
         finally:
             checkpoints.close()
-        if first:
-            print(f"{stage.name}: taken over from {prepared}", file=sys.stderr, flush=True)
+        say(f"{stage.name}: taken over from {prepared}")
+        del end
     restored = _restore(stages, config, workdir)
     parallel.wait("restored")  # before any of them writes
     begin = sum(stage.steps for stage in stages[: restored.number])
-    log = MetricsLog(workdir, after=begin + restored.step, writing=first)
+    log = MetricsLog(workdir, upto=_reached(stages, workdir), writing=first)
     result = None
     try:
         with stop_on_signals() as stop:
@@ -140,6 +146,7 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
                 begin += stages[number].steps
                 if number + 1 < len(stages):
                     restored = _stand(stages[number + 1], number + 1, restored.trained(result.state), config, workdir)
+                    parallel.wait(f"stage {number + 1}")  # before any of them writes
     finally:
         log.close()
     assert result is not None
@@ -225,7 +232,8 @@ def _restore(stages: Sequence[Stage], config: Config, workdir: Path, writable: b
 def _stand(
     stage: Stage, number: int, previous: Params | None, config: Config, workdir: Path, writable: bool = True
 ) -> _At:
-    """A stage from its newest checkpoint, or at its beginning."""
+    """A stage from its newest checkpoint, or at its beginning. One behind a stage that is under way may have one: it
+    was taken over, or the other had to be trained anew."""
     begun = _begin(stage, number, previous)
     if not _folder(workdir, stage).exists():
         return begun
@@ -238,7 +246,7 @@ def _stand(
 
 
 def _finished_elsewhere(
-    stages: Sequence[Stage], config: Config, workdir: Path, other: Path
+    stages: Sequence[Stage], config: Config, workdir: Path, other: Path, say: Callable[[str], None]
 ) -> list[tuple[Stage, Restored]]:
     """The end of each stage that can be shared and fits, from the run in `other`, where this one has no checkpoint."""
     shared = [stage for stage in stages if stage.decides]
@@ -247,13 +255,13 @@ def _finished_elsewhere(
             f"--prepared={other}: this config has no stage that could be taken over; expected config.train.prepare "
             "and a published model, or config.eviction.tasks"
         )
-    missing = [stage for stage in shared if not has_checkpoint(_folder(workdir, stage))]
+    missing = [stage for stage in shared if not newest_step(_folder(workdir, stage))]
     unfit = {stage.name: lines for stage in missing if (lines := _unfit(stage, config, other))}
     reasons = "\n".join(f"  {name}: {line}" for name, lines in unfit.items() for line in lines)
     if len(unfit) == len(shared):
         raise UserError(f"--prepared={other}: nothing of it fits this config:\n{reasons}")
     if unfit:
-        print(f"computed here, since in {other} it does not fit this config:\n{reasons}", file=sys.stderr, flush=True)
+        say(f"computed here, since in {other} it does not fit this config:\n{reasons}")
     return [(stage, _end_of(stage, config, other)) for stage in missing if stage.name not in unfit]
 
 
@@ -262,8 +270,11 @@ def _unfit(stage: Stage, config: Config, other: Path) -> list[str]:
     assert stage.decides is not None
     if not _folder(other, stage).exists():
         return [f"expected the folder of a run with {_folder(other, stage)}"]
-    there = load_config(other / "config.json")
-    return [line.strip() for line in differences(stage.decides(there), stage.decides(config))]
+    there, here = stage.decides(load_config(other / "config.json")), stage.decides(config)
+    lines = [line.strip() for line in differences(there, here)]
+    if there.train.steps != here.train.steps:
+        lines.append(f"config.train.steps: {there.train.steps} there, {here.train.steps} now")
+    return lines
 
 
 def _end_of(stage: Stage, config: Config, other: Path) -> Restored:
@@ -279,6 +290,15 @@ def _end_of(stage: Stage, config: Config, other: Path) -> Restored:
             f"--prepared={other}: its stage {stage.name} is not finished: run rcp train --workdir={other} first"
         )
     return found
+
+
+def _reached(stages: Sequence[Stage], workdir: Path) -> dict[str, int]:
+    """The step that the newest checkpoint of each stage stands for, counted through all stages."""
+    begin, reached = 0, {}
+    for stage in stages:
+        reached[stage.name] = begin + newest_step(_folder(workdir, stage))
+        begin += stage.steps
+    return reached
 
 
 def _folder(workdir: Path, stage: Stage) -> Path:

@@ -1,8 +1,8 @@
 """Metrics of a run: `metrics.jsonl`, TensorBoard, and the console.
 
 `metrics.jsonl` holds one object a logged step: `step` (counted through all stages), `stage`, `loss`, every other metric
-of the step, `tokens_per_second`. Numbers that are not finite are null. After a resume the file goes on behind the
-restored step: no step stands there twice and none is missing.
+of the step, `tokens_per_second`. Numbers that are not finite are null. After a resume the file goes on behind what
+checkpoints stand for: no step stands there twice and none is missing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ PLAIN_SECONDS = 5.0  # without a terminal, at most one line in this time
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard files in a run's folder."""
 
-    def __init__(self, workdir: str | Path, *, after: int = 0, writing: bool = True):
-        """Opens for appending and drops every row past step `after`, a torn last line included.
+    def __init__(self, workdir: str | Path, *, upto: Mapping[str, int] | None = None, writing: bool = True):
+        """Opens for appending and drops every row that no checkpoint stands for, a torn last line included.
 
-        Without `writing` nothing is opened and nothing written (all processes but the first).
+        Args:
+          upto: the last step of each stage that is kept, as `step` counts them.
+          writing: without it nothing is opened and nothing written (all processes but the first).
         """
         from tensorboardX import SummaryWriter
 
@@ -40,9 +42,10 @@ class MetricsLog:
         if not writing:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _truncate(self.path, after)
+        upto = upto or {}
+        _truncate(self.path, upto)
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=after + 1)
+        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=max(upto.values(), default=0) + 1)
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         """Adds the row of one step; it is the operating system's when this returns, so that a kill does not lose it."""
@@ -67,19 +70,18 @@ class MetricsLog:
             self._board.close()
 
 
-def _truncate(path: Path, after: int) -> None:
-    """Keeps the rows up to step `after` and rewrites the file as one step, whatever moment the process is killed at."""
+def _truncate(path: Path, upto: Mapping[str, int]) -> None:
+    """Keeps the rows of each stage up to its step and rewrites the file at once, whenever the process is killed."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
-            whole = line.endswith("\n") and json.loads(line)["step"] <= after
+            row = json.loads(line)
+            if line.endswith("\n") and row["step"] <= upto.get(row["stage"], 0):
+                kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            break
-        kept.append(line)
+            continue
     partial = path.with_suffix(".jsonl.tmp")
     partial.write_text("".join(kept))
     partial.replace(path)

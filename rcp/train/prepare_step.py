@@ -87,12 +87,14 @@ def make_label_step(config: Config, networks: Networks, lengths: Lengths) -> Ste
 
 
 def make_states_step(config: Config, networks: Networks, lengths: Lengths) -> Step:
-    """Fills in the scorer's view of one batch of examples. No metrics."""
+    """Fills in the scorer's view of one batch of examples. Metric `state_size`: its root mean square in an example."""
 
     def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
         features = networks.features({}, frozen, batch)
         assert features is not None
-        return with_rows(state, "states", batch, {"features": features}, axis_name), {}
+        size = jnp.sqrt(jnp.mean(jnp.square(features), axis=(1, 2)))
+        metrics = {"state_size": sum_shares(global_mean(size, batch.weight, axis_name), axis_name)}
+        return with_rows(state, "states", batch, {"features": features}, axis_name), metrics
 
     return step
 

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ class Traces:
         found = self._stored(index)
         if index not in self._checked:  # a text file may have changed since an earlier run
             self._checked.add(index)
-            if found["context"].tolist() != self.asked(index).context:
+            if not _same(found, self.asked(index)):
                 self._make(index)
                 found = self._stored(index)
         return found
@@ -136,10 +137,20 @@ class Traces:
         arrays = read_trace(self._graph, self._params, self.asked(index), self._config)
         path = self._path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = path.with_suffix(f".{os.getpid()}.tmp")
+        partial_file = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # several hosts may make the same trace at once
         with partial_file.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         partial_file.replace(path)
+
+
+def _same(stored: dict[str, np.ndarray], asked: TracePrompt) -> bool:
+    """Whether a trace is of this context, these questions and answers."""
+    count, width = stored["tokens"].shape
+    sizes = [len(question) + len(answer) for question, answer in asked.questions]
+    if stored["context"].tolist() != asked.context or len(sizes) != count or max(sizes) > width:
+        return False
+    tokens, there, answers = question_rows(asked.questions, count, width)
+    return bool((stored["tokens"] == np.where(there, tokens, -1)).all() and (stored["answer"] == answers).all())
 
 
 def make_task(name: str, fields: dict[str, Any]) -> Task:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcp.eviction import ADA, H2O, ExpectedAttention, KeyDiff, KVzip, SinksWindow, SnapKV, stream
+from rcp.eviction import ADA, H2O, ExpectedAttention, KeyDiff, KVzip, Random, SinksWindow, SnapKV, stream
 from rcp.eviction.prompt import Eviction, read_prompt
+from rcp.infer.stream import prefill_stream
 from tests.eviction import naive
 from tests.eviction.small import GROUP, KV_HEADS, LAYERS, layers_of, prompts, reads_behind, small_model
 
@@ -137,3 +138,8 @@ def test_heads_may_share_a_smaller_budget():
 def test_what_cannot_stream_says_so():
     with pytest.raises(ValueError, match="'kvzip' cannot stream"):
         stream.start(small_model(), Eviction(KVzip()), 1, size=4, chunk=2)
+    with pytest.raises(ValueError, match="2 sinks and the newest 3 entries do not fit into a cache of 4"):
+        stream.start(small_model(), Eviction(KeyDiff(), sinks=2, recent=3), 1, size=4, chunk=2)
+    stream.start(small_model(), Eviction(KeyDiff(), sinks=1, recent=3), 1, size=4, chunk=2)
+    with pytest.raises(ValueError, match="'random' draws"):
+        prefill_stream(small_model(), ROW, Eviction(Random()), size=4, chunk=2)

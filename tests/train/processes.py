@@ -6,6 +6,7 @@ Two small runs, one in each mode: from a config by the real steps, and the toy.
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from rcp.config import Config, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.train.build import build
-from rcp.train.loop import Stage, run
+from rcp.train.loop import Params, Stage, run
 from rcp.train.parallel import start_processes, this_process
+from rcp.train.state import TrainState
 from tests.train.toy import ToyBatch, ToyPipeline, toy_config, toy_stages
 
 
@@ -44,6 +46,16 @@ def shared_toy_stages() -> list[Stage]:
     return [replace(stage, make_pipeline=Share) for stage in toy_stages(2, 6)]
 
 
+def coming_late(stage: Stage) -> Stage:
+    """The second process begins it when the first has long begun."""
+
+    def init_state(previous: Params | None) -> TrainState:
+        time.sleep(0.5 * this_process()[0])
+        return stage.init_state(previous)
+
+    return replace(stage, init_state=init_state)
+
+
 if __name__ == "__main__":
     port, process, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     here = ParallelConfig(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=process)
@@ -51,4 +63,4 @@ if __name__ == "__main__":
     config = real_config(here)
     run(build(config).stages, config, workdir / "real")
     config = replace(toy_config(6, every=2), parallel=replace(here, mode="mesh"))
-    run(shared_toy_stages(), config, workdir / "toy")
+    run([coming_late(stage) for stage in shared_toy_stages()], config, workdir / "toy")

@@ -185,7 +185,7 @@ def test_what_is_prepared_is_what_a_step_would_compute(tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), found, expected)
     rows = [json.loads(line) for line in (tmp_path / "prepared" / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["reader"] * 3 + ["labels"] * 4 + ["states"] * 4 + ["pruner"] * 4
-    assert all(row["gain_spread"] > 0 for row in rows[3:7])
+    assert all(row["gain_spread"] > 0 for row in rows[3:7]) and all(row["state_size"] > 0 for row in rows[7:11])
     elsewhere = load_trained(tmp_path / "prepared", ["--config.data.max_segments=5", "--config.data.train_examples=8"])
     jax.tree.map(np.testing.assert_array_equal, elsewhere.weights[0], found)
     assert elsewhere.config.data.max_segments == 5 and set(elsewhere.weights[1]) == {"model"}

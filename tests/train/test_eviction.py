@@ -380,6 +380,7 @@ def test_the_stream_goes_on_where_it_was(trained):
         ({"tokens": 50}, "config.eviction.tokens is 50"),
         ({"stream_size": 8}, "eviction.stream_size should be 0 without eviction.reading"),
         ({"reading": "anew", "stream_size": 8}, "eviction.stream_size should be 0 with eviction.heads"),
+        ({"reading": "anew", "heads": "own", "stream_size": 2, "sinks": 3}, "stream_size should be 0 or at least"),
         ({"reading": "anew", "question": True, "measures": []}, 'eviction.reading should be "traces" with'),
         ({"tasks": {"x": {"name": "nedle"}}}, "eviction.tasks.x.name is 'nedle'; known tasks"),
     ],
@@ -390,12 +391,14 @@ def test_what_cannot_be_says_so(tmp_path, change, message):
         eviction_stages(config, small())[0].make_pipeline()
 
 
-def test_a_trace_of_a_text_that_has_changed_is_made_anew(tmp_path):
-    c = config_of(tmp_path / "traces").eviction
+@pytest.mark.parametrize("changed", ["context", "tokens", "answer"])
+def test_a_trace_of_a_text_that_has_changed_is_made_anew(trained, tmp_path, changed):
+    """Its context, a question or an answer."""
+    c = replace(trained[0].eviction, folder=str(tmp_path / "traces"))
     traces = Traces(c, small())
     path, made = traces._path(0), traces.load(0)
     with path.open("wb") as file:
-        np.savez(file, **{**made, "context": made["context"][:-1], "k": 0 * made["k"]})
+        np.savez(file, **{**made, changed: np.roll(made[changed], 1), "k": 0 * made["k"]})
     later = Traces(c, small())  # of a run that begins then
     np.testing.assert_array_equal(later.load(0)["k"], made["k"])
     before = path.stat().st_mtime_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from rcp.config import Config, EvalConfig, ParallelConfig
+from rcp.config_file import from_dict
+from rcp.config_saved import save_config
 from rcp.train.loop import restore, run
 from rcp.types import UserError
 
@@ -164,6 +167,38 @@ def test_a_longer_run_goes_on_from_a_shorter_one(alone, tmp_path):
     result = run(toy_stages(), one_device(), tmp_path)
     assert np.abs(weights(result) - weights(alone[0])).max() == 0
     assert steps_logged(tmp_path) == list(range(1, 31))
+
+
+def test_a_stage_that_has_to_be_trained_anew_leaves_those_behind_it(alone, tmp_path):
+    """Its folder deleted, as the message for one that cannot be read says."""
+    shutil.copytree(alone[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "reader")
+    result = run(toy_stages(), one_device(), tmp_path / "run")
+    np.testing.assert_array_equal(weights(result), weights(alone[0]))
+    assert sorted(steps_logged(tmp_path / "run")) == list(range(1, 31))
+
+
+def test_a_stage_of_another_length_is_not_taken_over(tmp_path):
+    def stages(first: int):
+        return [replace(stage, decides=lambda c: c) if stage.name == "reader" else stage for stage in toy_stages(first)]
+
+    run(stages(8), one_device(8), tmp_path / "other")
+    for steps in (5, 15):
+        with pytest.raises(UserError, match=f"reader: config.train.steps: 8 there, {steps} now"):
+            run(stages(steps), one_device(steps), tmp_path / "run", prepared=tmp_path / "other")
+
+
+def test_what_a_later_stage_goes_on_from_does_not_grow(tmp_path):
+    """The trained scorer of the first stage of learned eviction, whose steps are `train.steps`."""
+    eviction = {"tasks": {"needle": {"name": "needle"}}, "objectives": {"golden": 1.0}, "answer_steps": 3}
+    eviction["answer_objectives"] = {"likelihood": 1.0}
+    short, long = (from_dict({"train": {"steps": steps}, "eviction": eviction}) for steps in (5, 9))
+    save_config(short, tmp_path)
+    with pytest.raises(UserError, match=r"config.train.steps: 5 there, 9 now \(may not change where a stage with"):
+        save_config(long, tmp_path)
+    alone = replace(long, eviction=replace(long.eviction, answer_steps=0))
+    save_config(replace(alone, train=short.train), tmp_path / "alone")
+    save_config(alone, tmp_path / "alone")
 
 
 def test_another_config_in_the_same_folder_names_the_keys(alone):

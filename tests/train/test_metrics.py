@@ -20,7 +20,7 @@ def rows(path):
 
 
 def write(path, steps, after=0):
-    log = MetricsLog(path, after=after)
+    log = MetricsLog(path, upto={"pruner": after})
     for step in steps:
         log.write(step, "pruner", {"loss": step / 2})
     log.flush()
@@ -36,6 +36,15 @@ def test_after_a_resume_no_step_stands_twice_and_none_is_missing(tmp_path, tail)
     write(tmp_path, range(6, 12), after=5).close()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 12))
     assert rows(tmp_path)[6]["loss"] == 3.5
+
+
+def test_rows_of_a_stage_behind_the_one_that_is_redone_stay(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in range(1, 9):
+        log.write(step, "reader" if step <= 4 else "pruner", {"loss": 1.0})
+    log.close()
+    MetricsLog(tmp_path, upto={"reader": 2, "pruner": 7}).close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 5, 6, 7]
 
 
 def test_rows_are_on_file_at_once_and_not_finite_numbers_are_null(tmp_path):
