@@ -150,8 +150,8 @@ class Parallel:
             x = np.asarray(x)
             if x.shape[0] % count:
                 raise UserError(
-                    f"a batch of {x.shape[0]} cannot be split over {count} devices: make config.data.batch_size (that of "
-                    f"reader or eviction, if theirs it is) a multiple of {count} or set config.parallel.devices"
+                    f"a batch of {x.shape[0]} cannot be split over {count} devices: make config.data.batch_size (or "
+                    f"that of reader or eviction) a multiple of {count} or set config.parallel.devices"
                 )
             if self.mode == "pmap":
                 return jax.device_put(x.reshape(count, x.shape[0] // count, *x.shape[1:]), self._split)
