@@ -223,11 +223,19 @@ def stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[
 
 
 def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
-    """The pieces of each seed, put together: the mean over the seeds for each example."""
+    """The pieces of each seed, put together: the mean over the seeds for each example.
+
+    Of seeds with other examples than the first of the most, which were stored and cannot be measured here, nothing is
+    taken.
+    """
 
     def rows(name: str, pieces: Sequence[Piece]) -> np.ndarray:
         values = np.concatenate([np.asarray(getattr(piece, name), np.float64) for piece in pieces])
         return values[np.argsort(np.concatenate([piece.index for piece in pieces]), kind="stable")]
+
+    numbers = [rows("index", pieces) for pieces in seeds]
+    most = max(numbers, key=len)
+    seeds = [pieces for pieces, index in zip(seeds, numbers) if np.array_equal(index, most)]
 
     def mean(name: str) -> np.ndarray:
         return np.mean([rows(name, pieces) for pieces in seeds], axis=0)

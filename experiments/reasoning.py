@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.grid import Method, Setting, Table, chosen, parser_of
-from experiments.measure import Part
+from experiments.measure import Column, Part
 from experiments.table_lines import at, budgets_of
 from experiments.tables import run_table
 from rcp.config_file import load_config
@@ -74,18 +74,23 @@ def by_family(parts: Sequence[Part]) -> str:
     out = []
     for part in parts:
         families = tuple(part.setting.task["families"])
+
+        def of_families(column: Column, count: int = len(families)) -> list[np.ndarray]:
+            """Exact match: question i is of family i modulo their number; see `rcp.data.tasks.reasoning_gym`."""
+            return [column.em[column.index % count == number] for number in range(count)]
+
         for budget in budgets_of(part.setting):
             found = [(row.method.name, column) for row in part.rows if (column := at(row, budget)) is not None]
             if not found:
                 continue
-            # Question i is of family i modulo their number; see `rcp.data.tasks.reasoning_gym`.
-            members = [found[0][1].index % len(families) == number for number in range(len(families))]
-            counts = [f"{family} (n = {int(own.sum())})" for family, own in zip(families, members)]
+            counts = [f"{family} (n = {len(values)})" for family, values in zip(families, of_families(found[0][1]))]
             out += [f"Exact match by family @ {budget}", "", f"| method | {' | '.join(counts)} |"]
             out += ["|---" * (len(families) + 1) + "|"]
             for name, column in found:
-                assert np.array_equal(column.index, found[0][1].index)
-                out.append(f"| {name} | {' | '.join(f'{column.em[own].mean():.3f}' for own in members)} |")
+                values = [f"{values.mean():.3f}" if len(values) else "n/a" for values in of_families(column)]
+                if not np.array_equal(column.index, found[0][1].index):
+                    values = [f"{v} (n = {len(own)})" for v, own in zip(values, of_families(column))]
+                out.append(f"| {name} | {' | '.join(values)} |")
             out.append("")
     return "\n".join(out)
 

@@ -133,7 +133,8 @@ def _line(
 
 def reading_cost(part: Part) -> float | None:
     """Seconds that the reader needs for one context token more: (full - none) / tokens of the full context."""
-    found = {row.method.policy: next(iter(row.columns.values())) for row in part.rows if row.columns}
+    own = [row for row in part.rows if row.columns and not row.method.task]  # of other contexts than the table's: no
+    found = {row.method.policy: next(iter(row.columns.values())) for row in own}
     if "full" not in found or "none" not in found:
         return None
     cost = (found["full"].model_seconds - found["none"].model_seconds) / float(found["full"].kept.mean())

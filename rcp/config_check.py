@@ -91,6 +91,9 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
     if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
         need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
+    elif {"reinforce", "ppo"} & used:
+        expected = 'false but with policy.baseline "leave_one_out": another is far off where draws earn the same'
+        need(not config.policy.normalise, "policy.normalise", expected)
     independent = config.budget.granularity == "independent"
     if through := sorted({"nll", "kl", "budget"} & used):
         expected = f'one of token, segment, two_stage with the objective "{through[0]}", which needs a number to keep'

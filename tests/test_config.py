@@ -150,6 +150,13 @@ def test_what_is_wrong_is_named_with_its_place(path, flag, message):
         load_config(path, [f"--config.{flag}"])
 
 
+def test_advantages_are_normalised_only_beside_the_mean_of_the_same_draws(path):
+    flags = ["--config.objectives.ppo=1", "--config.policy.normalise=true"]
+    assert load_config(path, flags).policy.normalise
+    with pytest.raises(UserError, match=r"config.policy.normalise in the flag .* should be false but with .*leave_one"):
+        load_config(path, [*flags, "--config.policy.baseline=moving_average"])
+
+
 def test_a_wrong_key_in_the_file_names_the_file(path):
     path.write_text(FILE.replace('"steps": 300', '"stesp": 300'))
     with pytest.raises(

@@ -62,3 +62,7 @@ def test_exact_match_by_family() -> None:
         f"| full | {' | '.join(['0.000', '1.000', *['0.000'] * (len(families) - 2)])} |",
     ]
     assert "shorter" not in "".join(lines)
+    few = Column(index[:3], one[:3], one[:3], one[:3], one[:3], 0.0, 0.0)
+    rows = (*rows, Row(METHODS[4], {"40 tokens": few}, (0,), "as it was stored"))
+    last = by_family([Part(setting, rows, ("cpu",))]).splitlines()[6]
+    assert last.startswith(f"| {METHODS[4].name} | 1.000 (n = 1) | 1.000 (n = 1) | 1.000 (n = 1) |")

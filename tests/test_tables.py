@@ -19,7 +19,7 @@ from experiments.table_files import escaped, write_table
 from experiments.table_lines import at, break_even, lines_of, reading_cost
 from rcp.cli import main
 from rcp.config_file import load_config
-from rcp.evaluate.cells import read_cell
+from rcp.evaluate.cells import Piece, read_cell
 from rcp.train.build import make_task
 from rcp.types import UserError
 from tests.evaluate.own_data import ROOT, smaller, tiny_model, write_rows
@@ -242,6 +242,19 @@ def test_the_break_even_length_is_where_both_cost_the_same(world: World, part: P
     line = next(line for line in lines_of(world.table(), made, 10) if line.method == "random")
     assert line.break_even == even
     assert reading_cost(replace(part, rows=rows[1:])) is None
+    other = replace(rows[0], method=replace(rows[0].method, name="other", task={"shots": 2}))
+    assert reading_cost(replace(part, rows=(*rows, replace(other, columns=rows[1].columns)))) == cost
+    assert reading_cost(replace(part, rows=(other, *rows[1:]))) is None, "the contexts are not the table's"
+
+
+def test_a_seed_of_other_examples_is_left_out() -> None:
+    def piece(numbers: list[int], nll: float) -> Piece:
+        one = np.ones(len(numbers))
+        return Piece(np.array(numbers), one, one, one, one, one * nll, one, None, 0.0, 0.0)
+
+    whole, few = [piece([0, 2], 1.0), piece([1], 1.0)], [piece([0, 1], 9.0)]
+    found = measure.column_of([few, whole])
+    assert found.index.tolist() == [0, 1, 2] and found.nll.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_without_a_name_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,11 @@ class EncodedTask:
         if (found := self._cache.get(index)) is not None:
             return found
         example = self.examples[index]
+        if example.group and example.group not in self._groups:
+            known = ", ".join(self._groups)
+            raise UserError(
+                f"{example.uid or f'example {index}'}: group {example.group!r} is none of the task's: {known}"
+            )
         encoded = encode(example, self._tokenizer, index=index, group=self._groups.get(example.group, 0))
         if self._overlong == "drop_segments":
             encoded = drop_segments(encoded, self.lengths[-1], self.max_segments)

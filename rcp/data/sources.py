@@ -219,10 +219,20 @@ def equation_solution(equation: object, answer: str) -> str:
     if "X" in text and not text.startswith("X = "):
         return f"{text}, so X = {answer}. {conclusion}"
     text = text.removeprefix("X = ")
-    if text.startswith("( ") and text.endswith(" )"):
+    if text.startswith("( ") and _closing(text) == len(text) - 1:
         text = text[2:-2]
     text = text.replace("( ", "(").replace(" )", ")")
     return f"{text} = {answer}. {conclusion}" if re.search(r"[-+*/]", text) else conclusion
+
+
+def _closing(text: str) -> int:
+    """Where the bracket that the text begins with is closed; -1: nowhere."""
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0:
+            return place
+    return -1
 
 
 def _mrd3(row: dict[str, Any], where: str) -> Problem:

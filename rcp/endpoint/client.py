@@ -106,7 +106,10 @@ class Client:
                 self._all(requests[:1])  # alone: where it is refused, no other is sent
                 self._echoes = True
             return self._all(requests)
-        except (_UnavailableError, RefusedError):
+        except (_UnavailableError, RefusedError) as error:
+            if self._echoes:
+                why = str(error) or "none came"
+                raise UserError(f"{self.base}: no log-probabilities of a text, as it gave of others: {why}") from error
             return None
 
     def _all(self, requests: Sequence[tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any]]]) -> list[Any]:

@@ -44,7 +44,7 @@ def make_budgets(batches: Sequence[Batch], keep_rates: Sequence[float], keep_tok
     """One budget a keep rate, and before them one for each of `keep_tokens`, which takes the place of an equal rate.
 
     Raises:
-      UserError: a keep rate outside (0, 1].
+      UserError: a keep rate outside (0, 1]; two numbers of tokens that keep the same of these contexts.
     """
     for rate in keep_rates:
         if not 0 < rate <= 1:
@@ -54,6 +54,11 @@ def make_budgets(batches: Sequence[Batch], keep_rates: Sequence[float], keep_tok
     fixed = {}
     for tokens in keep_tokens:
         share = round(float(np.mean(np.minimum(tokens, counts) / np.maximum(counts, 1))), 4)
+        if share in fixed and fixed[share].tokens != tokens:
+            raise UserError(
+                f"eval.keep_tokens {fixed[share].tokens} and {tokens} both keep {share:g} of these contexts, which "
+                f"have at most {int(counts.max())} tokens: give one of them"
+            )
         fixed[share] = Budget(share, tokens)
     return list({**fixed, **{rate: budget for rate, budget in budgets.items() if rate not in fixed}}.values())
 

@@ -34,11 +34,16 @@ class Said(NamedTuple):
 
 
 class Outside:
-    """The reader of a sweep behind an endpoint; see `rcp.evaluate.reading.Reader`."""
+    """The reader of a sweep behind an endpoint; see `rcp.evaluate.reading.Reader`.
+
+    `scored`: whether it says how likely the gold answers are, which it is asked first of all.
+    """
 
     def __init__(self, client: Client, texts: Texts, check: Check, decoding: Decoding):
         self.client, self.texts, self.check, self.decoding = client, texts, check, decoding
-        self.scored = client.config.logprobs
+        self.scored = client.config.logprobs and client.nll(["Question: 1 + 1?\nAnswer:"], [" 2"]) is not None
+        if client.config.logprobs and not self.scored:
+            print("answer NLL: not available, the endpoint gives no log-probabilities of what it is sent")
 
     def prune(
         self,
@@ -92,10 +97,5 @@ class Outside:
         exact, nll = np.zeros(len(sent), bool), np.full(len(sent), np.nan)
         exact[real] = [self.check(d.chosen(texts), example) for texts, example in zip(said, examples)]
         if self.scored:
-            found = self.client.nll(asked, [example.answer for example in examples])
-            if found is None:
-                self.scored = False
-                print("answer NLL: not available, the endpoint gives no log-probabilities of what it is sent")
-            else:
-                nll[real] = found
+            nll[real] = self.client.nll(asked, [example.answer for example in examples])
         return Said(nll, np.sum(prompts.role == Role.ANSWER, axis=1), exact)

@@ -229,7 +229,9 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
         host = Outside(client, texts, subject.task.check, decoding)
 
     def cell_of(policy: Policy) -> Cell:
-        served = {"endpoint.model": host.client.model} if host is not None else {}
+        served = {}
+        if host is not None:
+            served = {"endpoint.model": host.client.model, "endpoint.likelihood": host.scored}
         return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
     config, policies = subject.config, [*policies_of(subject, batches), *other_runs(subject.config)]

@@ -60,7 +60,7 @@ def _smaller(size: Array, power: Array) -> Array:
 
     def newton(_: Any, t: Array) -> Array:
         value, slope = above(t)
-        return jnp.clip(t - value / slope, LOWEST, HIGHEST)
+        return jnp.clip(t - value / jnp.maximum(slope, 1e-37), LOWEST, HIGHEST)  # 0 at x = 0 for a large alpha
 
     # Where p is small (1 - p)^a is 1 - a p, and of p^a and a p the larger counts.
     rest = jnp.maximum(1.0 - a * size, 1e-37)

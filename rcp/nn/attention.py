@@ -221,7 +221,11 @@ def attend_block(q, seen, past: tuple[Past, ...], start):
             out = out + _weighted_values(part_mass, part.v)
         else:
             out = out + _weighted_values(part_mass * _by_head(part.scales[1]), part.v.astype(v.dtype))
-    return out / jnp.moveaxis(total, 3, 1)[..., None]
+    total = jnp.moveaxis(total, 3, 1)[..., None]
+    if weight is None and all(part_keep is None for _, part_keep, _ in earlier):
+        return out / total
+    held = lax.stop_gradient(total)  # may be as small as a weight, whose square, in a derivative, would be 0
+    return (out / held) / (total / held)
 
 
 def _past_scores(q: Array, past: Past) -> tuple[Array, Array | None]:

@@ -107,7 +107,7 @@ class Selective(ReaderPolicy):
         assert self.decode is not None
         tokens, segment = np.asarray(batch.tokens), np.asarray(batch.segment)
         numbers = np.zeros(tokens.shape, np.int32)
-        text = {int(token): self.decode([int(token)]) for token in np.unique(tokens)}
+        text = {int(token): self._text(int(token)) for token in np.unique(tokens)}
         for row in np.flatnonzero(np.asarray(batch.weight) > 0):
             first = 0
             for s in range(segment[row].max() + 1):
@@ -117,3 +117,8 @@ class Selective(ReaderPolicy):
                     numbers[row, inside] = first + found
                     first += found[-1] + 1
         return numbers
+
+    def _text(self, token: int) -> str:
+        """Of a token within a text: at its beginning some decoders drop the space."""
+        assert self.decode is not None
+        return self.decode([token, token])[len(self.decode([token])) :]

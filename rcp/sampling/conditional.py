@@ -55,7 +55,7 @@ def marginals(
 
 @partial(jax.jit, static_argnums=1)
 def _all_marginals(parts: Split, bound: int) -> Array:
-    inner = _marginals(parts.values, parts.ordinary, parts.free, bound)
+    inner = _marginals(centred(parts), parts.ordinary, parts.free, bound)
     inner = jnp.where((parts.free > bound)[..., None], jnp.nan, inner)
     return jnp.where(parts.ordinary, inner, forced_mask(parts).astype(jnp.float32))
 
@@ -82,7 +82,7 @@ def conditional_bernoulli(
 
 @partial(jax.jit, static_argnums=2)
 def _sample(key: Array, parts: Split, bound: int) -> Subset:
-    values, ordinary = lax.stop_gradient(jnp.moveaxis(parts.values, -1, 0)), jnp.moveaxis(parts.ordinary, -1, 0)
+    values, ordinary = lax.stop_gradient(jnp.moveaxis(centred(parts), -1, 0)), jnp.moveaxis(parts.ordinary, -1, 0)
     table, _ = _ratios(values, ordinary, bound)
 
     def decide(left: Array, token: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
@@ -157,7 +157,7 @@ def _ratios(values: Array, ordinary: Array, bound: int) -> tuple[Array, Array]:
     def add(ratios: Array, token: tuple[Array, Array]) -> tuple[Array, Array]:
         logit, may = (column[..., None] for column in token)
         gain = jax.nn.softplus(logit - ratios)  # log(1 + exp(phi) / (e_j / e_{j-1}))
-        sums = jnp.where(ratios > LOG_ZERO / 2, ratios + gain, logit)
+        sums = jnp.where(ratios > LOG_ZERO / 2, jnp.logaddexp(ratios, logit), logit)  # `ratios + gain` loses digits
         before = jnp.concatenate([jnp.zeros_like(gain[..., :1]), gain[..., :-1]], axis=-1)
         return jnp.where(may, sums - before, ratios), ratios
 

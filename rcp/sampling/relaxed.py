@@ -164,7 +164,8 @@ def _successive_entries(parts: Split, tau: Array, steps: int) -> Array:
         taken = _masked_softmax(weights / tau, parts.ordinary)
         active = (step < parts.free)[..., None]
         entries = jnp.where(active, entries + taken, entries)
-        return (weights + jnp.log(jnp.maximum(1 - taken, tiny)), entries), None
+        left = weights + jnp.log(jnp.maximum(1 - taken, tiny))
+        return (jnp.where(taken < 1, left, np.float32(-3e38)), entries), None  # none is taken twice
 
     start = (parts.values, jnp.zeros_like(parts.values))
     (_, entries), _ = lax.scan(take, start, jnp.arange(steps, dtype=jnp.int32))

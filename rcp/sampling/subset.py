@@ -112,10 +112,11 @@ def _counts(k: int | Array, batch: tuple[int, ...]) -> Array:
 def centred(parts: Split) -> Float[Array, "*batch tokens"]:
     """Ordinary logits less a constant: no probability changes, and a large common offset costs no digits.
 
-    The constant is the mean of the logits below 1e5 in size rather than the maximum, so that one huge logit
-    (`finfo.min`, say) does not move the others.
+    The constant is the mean of the logits below 1e5 in size (of all, where none is) rather than the maximum, so that
+    one huge logit (`finfo.min`, say) does not move the others.
     """
     usual = parts.ordinary & (jnp.abs(parts.values) < 1e5)
+    usual = jnp.where(jnp.any(usual, axis=-1, keepdims=True), usual, parts.ordinary)
     count = jnp.maximum(jnp.sum(usual, axis=-1, keepdims=True, dtype=jnp.int32), 1)
     mean = jnp.sum(jnp.where(usual, parts.values, np.float32(0)), axis=-1, keepdims=True) / count.astype(jnp.float32)
     return jnp.where(parts.ordinary, parts.values - lax.stop_gradient(mean), np.float32(0))

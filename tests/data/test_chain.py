@@ -98,6 +98,8 @@ def test_trace_spells_out_the_way_to_the_value():
         ({"variables": 10}, "task.variables"),
         ({"segments": (4, 2)}, "task.segments"),
         ({"needed": (1, 9)}, "task.needed"),
+        ({"segments": (2, 6), "needed": (3, 3)}, "task.needed.*more than the shortest context has"),
+        ({"test_segments": (2, 24), "needed": (3, 3), "segments": (3, 6)}, "task.needed.*more than the shortest"),
         ({"modulus": 11}, "task.modulus"),
     ],
 )

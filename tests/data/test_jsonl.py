@@ -85,6 +85,13 @@ def test_malformed_rows_name_file_and_line(tmp_path, row, message):
         Jsonl(test_path=path).examples("test")
 
 
+@pytest.mark.parametrize("text", ["\n\nfirst\n\nsecond", "first\r\n\r\nsecond\r\n", "\r\n\r\nfirst\r\n\r\nsecond"])
+def test_blank_lines_before_a_text_and_other_ends_of_lines(tmp_path, text):
+    path = write(tmp_path / "own.jsonl", ROW | {"context": text})
+    (example,) = Jsonl(test_path=path).examples("test")
+    assert [segment.strip() for segment in example.context] == ["first", "second"]
+
+
 def test_missing_or_empty_file(tmp_path):
     with pytest.raises(UserError, match=r"task.path: no file"):
         Jsonl(str(tmp_path / "no.jsonl")).examples("train")
@@ -98,6 +105,12 @@ def test_missing_or_empty_file(tmp_path):
         Jsonl(test_path=write(tmp_path / "own.jsonl", ROW)).examples("train")
     with pytest.raises(UserError, match=r"task.holdout"):
         Jsonl("x", holdout=0.6)
+    for fields in ({"question_format": "{q}"}, {"question_format": "A:"}, {"question_format": 'Say {"x"}: {question}'}):
+        with pytest.raises(UserError, match=r"task.question_format = .*expected text with {question}"):
+            Jsonl("x", **fields)
+    with pytest.raises(UserError, match=r"task.example_format = .*expected text with {question} and {answer}"):
+        Jsonl("x", example_format="{question}\n")
+    assert Jsonl("x", question_format='Say {{"x"}}: {question}').ask("what")[1] == 'Say {"x"}: what'
 
 
 def test_empty_context_is_also_refused_when_packed(tmp_path):

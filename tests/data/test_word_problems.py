@@ -44,6 +44,7 @@ def test_readers(folder):
     ("equation", "answer", "expected"),
     [
         ("( 76.0 - 25.0 )", "51", "76 - 25 = 51. The answer is 51."),
+        ("( 4.0 + 5.0 ) * ( 3.0 + 1.0 )", "36", "(4 + 5) * (3 + 1) = 36. The answer is 36."),
         ("( ( 4.0 + 2.5 ) - 3.0 )", "3.5", "(4 + 2.5) - 3 = 3.5. The answer is 3.5."),
         ("X = 70 - 27", "43", "70 - 27 = 43. The answer is 43."),
         ("18 + X = 40", "22", "18 + X = 40, so X = 22. The answer is 22."),

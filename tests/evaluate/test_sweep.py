@@ -117,6 +117,10 @@ def test_a_number_of_tokens_is_one_more_budget() -> None:
     (budget,) = make_budgets(batches(), (), (1000,))
     assert (budget, str(budget)) == (Budget(1.0, 1000), "1 (1000 tokens)")
     np.testing.assert_array_equal(budget.of(batches()[0]), 100)
+    with pytest.raises(
+        UserError, match="keep_tokens 200 and 300 both keep 1 of these contexts, which have at most 100"
+    ):
+        make_budgets(batches(), (), (50, 200, 300))
 
 
 def test_forced_tokens_above_the_budget_are_counted_and_kept() -> None:

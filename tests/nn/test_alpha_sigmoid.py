@@ -40,6 +40,12 @@ def test_it_is_alpha_entmax_beside_zero(found):
         np.testing.assert_allclose(p, exact, atol=2e-6, err_msg=f"alpha {alpha}")
 
 
+@pytest.mark.parametrize("alpha", [16.0, 30.0, 64.0])
+def test_at_zero_it_is_a_half_for_any_alpha(alpha):
+    value, slope = jax.value_and_grad(alpha_sigmoid)(jnp.float32(0.0), alpha)
+    assert value == pytest.approx(0.5, abs=1e-3) and slope == pytest.approx(2.0 ** (alpha - 3), rel=0.1)
+
+
 def test_closed_forms(found):
     x = POINTS.astype(np.float64)
     half = np.clip(x / 2, -1, 1)

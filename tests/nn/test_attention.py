@@ -83,6 +83,20 @@ def test_dropped_key_with_a_huge_score_overflows_nothing(qkv):
     assert all(jnp.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.parametrize("weight", [1e-20, 1e-35])
+def test_a_key_with_hardly_any_weight_and_a_high_score_has_finite_gradients(weight):
+    """Its share is next to nothing, and so is the sum that all are divided by."""
+    q = jnp.asarray([[[[1.0, 0.0]], [[1.0, 0.0]]]])
+    k = jnp.asarray([[[[80.0, 0.0]], [[0.0, 0.0]]]]) * 2.0**0.5
+
+    def loss(q, k, v, keep):
+        return jnp.sum(jnp.square(room.attention(q, k, v, keep=keep)))
+
+    keep = jnp.asarray([[weight, 1.0]])
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(q, k, jnp.ones_like(k), keep)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+
+
 def test_all_dropped_and_all_padding_leave_each_token_itself(qkv):
     expected = jnp.repeat(qkv[2], H // KV, axis=2)
     for options in ({"keep": jnp.zeros((B, T))}, {"valid": jnp.zeros((B, T), bool)}):

@@ -98,6 +98,13 @@ def test_shorter_takes_whole_segments_while_they_fit() -> None:
     assert [len(p) for p in kept_tokens(Shorter(), batch, 0.5)] == [5, 3]  # 6 and 4 tokens allowed
     assert [len(p) for p in kept_tokens(Shorter(), batch, 0.2)] == [0, 0]  # 2 and 1 allowed: nothing whole fits
     assert [len(p) for p in kept_tokens(Shorter(), batch, 1.0)] == [13, 9]
+    forced = batch._replace(
+        forced=(batch.segment == 2) & (batch.role == Role.CONTEXT)
+    )  # the third, of 3 and of 4 tokens
+    found = [p.tolist() for p in kept_tokens(Shorter(), forced, 0.7)]  # 9 and 6 tokens allowed
+    assert found == [[*range(5), *range(10, 13)], [*range(2), *range(3, 7)]]
+    assert [len(p) for p in kept_tokens(Shorter(), forced, 0.5)] == [3, 4]  # 6 and 4: the first does not fit beside it
+    assert [len(p) for p in kept_tokens(Shorter(), forced, 0.1)] == [3, 4]  # forced tokens are kept all the same
 
 
 def test_oracle_keeps_the_needed_segments_first() -> None:

@@ -88,6 +88,13 @@ def test_whole_phrases_are_kept_by_their_mean(rate: float) -> None:
         assert kept.tolist() == naive_kept(batch, row, len(kept))
 
 
+def test_phrases_are_found_where_the_decoder_drops_a_leading_space() -> None:
+    """As that of SentencePiece does."""
+    stripped = Selective.of(MODEL, decode=lambda ids: decode(ids)[1:])
+    batch = prompts()
+    np.testing.assert_array_equal(stripped.phrases(batch), POLICY.phrases(batch))
+
+
 def test_padding_and_order_of_the_batch_change_nothing() -> None:
     expected = spends_exactly(POLICY, prompts(), 0.4)
     found = spends_exactly(POLICY, rows_of(prompts(40), [2, 0, 1]), 0.4)

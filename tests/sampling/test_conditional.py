@@ -36,6 +36,29 @@ def test_marginals_log_prob_and_entropy_equal_enumeration(theta):
         assert np.exp(got).sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "theta",
+    [
+        THETA + 1e6,
+        np.array([-1e9, *THETA[1:]]),
+        np.array([*THETA[:3], np.finfo(np.float32).min, *THETA[4:]]),
+        np.array([np.finfo(np.float32).min, *THETA[1:]]),
+    ],
+    ids=["offset", "low first", "lowest", "lowest first"],
+)
+def test_extreme_logits_cost_no_digits(theta):
+    """All of them, and one that is as good as excluded, wherever it stands."""
+    logits = jnp.asarray(theta, jnp.float32)
+    theta = np.asarray(logits, np.float64)
+    masks, p = exact.subsets(6, 3), exact.conditional_bernoulli_sets(np.maximum(theta, theta.max() - 200), 3)
+    np.testing.assert_allclose(sampling.marginals(logits, 3), p @ masks, atol=1e-5)
+    log_p = sampling.conditional_bernoulli_log_prob(jnp.broadcast_to(logits, masks.shape), jnp.asarray(masks))
+    np.testing.assert_allclose(np.exp(log_p), p, atol=1e-5)
+    rows = jnp.broadcast_to(logits, (DRAWS, 6))
+    drawn = np.asarray(sampling.conditional_bernoulli(jax.random.key(0), rows, 3).mask)
+    np.testing.assert_allclose(drawn.mean(axis=0), p @ masks, atol=0.02)
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_sets_occur_as_often_as_enumeration_says(k):
     logits = jnp.broadcast_to(jnp.asarray(THETA, jnp.float32), (DRAWS, 6))

@@ -92,6 +92,19 @@ def test_threshold_sums_to_k_at_any_scale(scale, offset, temperature):
     assert np.isfinite(back(jnp.asarray(np.random.default_rng(1).normal(size=(3, 500)), jnp.float32))[0]).all()
 
 
+@pytest.mark.parametrize("gap", [50.0, 90.0, 1e3, 1e9])
+def test_no_token_is_taken_twice_however_far_it_leads(gap):
+    def loss(x):
+        entries = sampling.relaxed_top_k(x, 2, 1.0, method="successive")
+        return jnp.sum(jnp.square(entries)), entries
+
+    logits = jnp.asarray([gap, 0.0, 0.5, -0.5], jnp.float32)
+    (_, entries), slope = jax.value_and_grad(loss, has_aux=True)(logits)
+    rest = np.exp([0.0, 0.5, -0.5])
+    np.testing.assert_allclose(entries, [1.0, *rest / rest.sum()], atol=1e-5)
+    assert np.isfinite(slope).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_infinite_logits(method):
     inf = np.inf

@@ -99,7 +99,7 @@ MIXES = {
     },
     "ppo moving average, entropy, token": {
         "objectives": {"ppo": 1.0, "entropy": 0.1},
-        "policy": {"samples": 2, "baseline": "moving_average", "normalise": True, "updates": 2},
+        "policy": {"samples": 2, "baseline": "moving_average", "updates": 2},
         "budget": {"granularity": "token", "keep_tokens": 2},
     },
     "reinforce, independent, the reward of CoT-Influx": {

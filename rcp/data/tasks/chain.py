@@ -68,6 +68,11 @@ class Chain:
                 f"config.task.needed = {self.needed}: more than the {self.segments[1]} statements of a context "
                 "(config.task.segments)"
             )
+        if self.needed[0] > min(self.segments[0], (self.test_segments or self.segments)[0]):
+            raise UserError(
+                f"config.task.needed = {self.needed}: at least {self.needed[0]} statements, more than the shortest "
+                "context has (config.task.segments, config.task.test_segments)"
+            )
         if not 2 <= self.modulus <= 10:
             raise UserError(f"config.task.modulus = {self.modulus}: expected 2 to 10")
 

@@ -58,6 +58,15 @@ class Jsonl:
             raise UserError("config.task.path is empty: expected the path of a JSONL file")
         if not 0 < self.holdout < 0.5:
             raise UserError(f"config.task.holdout = {self.holdout}: expected more than 0 and less than 0.5")
+        for key, names in (("question_format", ("question",)), ("example_format", ("question", "answer"))):
+            text = getattr(self, key)
+            try:
+                fine = all(f"<{name}>" in text.format(**{name: f"<{name}>" for name in names}) for name in names)
+            except (KeyError, IndexError, ValueError):
+                fine = False
+            if not fine:
+                expected = " and ".join(f"{{{name}}}" for name in names)
+                raise UserError(f"config.task.{key} = {text!r}: expected text with {expected}; other braces doubled")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -164,7 +173,7 @@ class Jsonl:
     @staticmethod
     def _context(value: Any, where: str) -> tuple[str, ...]:
         if isinstance(value, str):
-            value = list(split_segments(value))
+            value = list(split_segments(value.replace("\r\n", "\n").lstrip("\n")))
         if not isinstance(value, list) or not all(isinstance(segment, str) and segment.strip() for segment in value):
             raise UserError(f"{where}: expected 'context' to be text or a list of texts that are not empty")
         return tuple(_separated(segment) for segment in value)
