@@ -123,7 +123,7 @@ def test_another_second_stage_takes_the_first_over(trained, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["answers"] * 2
     wider = replace(config, eviction=replace(c, width=16))
-    with pytest.raises(UserError, match=r"traces computed does not fit this config:\n  config.eviction.width: 8 there"):
+    with pytest.raises(UserError, match=r"nothing of it fits this config:\n  traces: config.eviction.width: 8 there"):
         run(eviction_stages(wider, small()), wider, tmp_path / "wider", prepared=first)
 
 
