@@ -87,10 +87,12 @@ def by_family(parts: Sequence[Part]) -> str:
             out += [f"Exact match by family @ {budget}", "", f"| method | {' | '.join(counts)} |"]
             out += ["|---" * (len(families) + 1) + "|"]
             for name, column in found:
-                values = [f"{values.mean():.3f}" if len(values) else "n/a" for values in of_families(column)]
-                if not np.array_equal(column.index, found[0][1].index):
-                    values = [f"{v} (n = {len(own)})" for v, own in zip(values, of_families(column))]
-                out.append(f"| {name} | {' | '.join(values)} |")
+                same = np.array_equal(column.index, found[0][1].index)
+                means = [
+                    (f"{values.mean():.3f}" if len(values) else "n/a") + ("" if same else f" (n = {len(values)})")
+                    for values in of_families(column)
+                ]
+                out.append(f"| {name} | {' | '.join(means)} |")
             out.append("")
     return "\n".join(out)
 

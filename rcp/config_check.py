@@ -89,11 +89,11 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         need(config.budget.granularity == "segment", "budget.granularity", '"segment" where policy.logged is set')
         need(config.policy.baseline != "self_critical", "policy.baseline", "another where policy.logged is set")
     used = config.objectives.keys() | (warm.objectives.keys() if warm.steps else set())
-    if {"reinforce", "ppo"} & used and config.policy.baseline == "leave_one_out":
-        need(config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
-    elif {"reinforce", "ppo"} & used:
+    if {"reinforce", "ppo"} & used:
+        own = config.policy.baseline == "leave_one_out"
+        need(not own or config.policy.samples > 1, "policy.samples", 'above 1 for policy.baseline "leave_one_out"')
         expected = 'false but with policy.baseline "leave_one_out": another is far off where draws earn the same'
-        need(not config.policy.normalise, "policy.normalise", expected)
+        need(own or not config.policy.normalise, "policy.normalise", expected)
     independent = config.budget.granularity == "independent"
     if through := sorted({"nll", "kl", "budget"} & used):
         expected = f'one of token, segment, two_stage with the objective "{through[0]}", which needs a number to keep'

@@ -19,6 +19,7 @@ from rcp.sampling.subset import Split, forced_mask, split
 
 _ROUNDS = 32  # bisection over the ordered integer image of float32: after 32 rounds the bracket is one float wide
 _POLISH = 3
+_OUT = np.float32(-3e38)  # stands for -inf as a logit; below any other (those are clipped to +-1e29)
 
 
 def relaxed_top_k(
@@ -165,7 +166,7 @@ def _successive_entries(parts: Split, tau: Array, steps: int) -> Array:
         active = (step < parts.free)[..., None]
         entries = jnp.where(active, entries + taken, entries)
         left = weights + jnp.log(jnp.maximum(1 - taken, tiny))
-        return (jnp.where(taken < 1, left, np.float32(-3e38)), entries), None  # none is taken twice
+        return (jnp.where(taken < 1, left, _OUT), entries), None  # none is taken twice
 
     start = (parts.values, jnp.zeros_like(parts.values))
     (_, entries), _ = lax.scan(take, start, jnp.arange(steps, dtype=jnp.int32))
@@ -173,7 +174,7 @@ def _successive_entries(parts: Split, tau: Array, steps: int) -> Array:
 
 
 def _masked_softmax(x: Array, where: Array) -> Array:
-    x = jnp.where(where, x, np.float32(-3e38))
-    weights = jnp.exp(x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, initial=np.float32(-3e38))))
+    x = jnp.where(where, x, _OUT)
+    weights = jnp.exp(x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, initial=_OUT)))
     weights = jnp.where(where, weights, np.float32(0))
     return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

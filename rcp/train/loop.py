@@ -293,10 +293,11 @@ def _end_of(stage: Stage, config: Config, other: Path) -> Restored:
 
 
 def _reached(stages: Sequence[Stage], workdir: Path) -> dict[str, int]:
-    """The step that the newest checkpoint of each stage stands for, counted through all stages."""
+    """The step that the newest checkpoint of each stage stands for, where it has one, counted through all stages."""
     begin, reached = 0, {}
     for stage in stages:
-        reached[stage.name] = begin + newest_step(_folder(workdir, stage))
+        if step := newest_step(_folder(workdir, stage)):
+            reached[stage.name] = begin + step
         begin += stage.steps
     return reached
 

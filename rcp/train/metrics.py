@@ -32,7 +32,7 @@ class MetricsLog:
         """Opens for appending and drops every row that no checkpoint stands for, a torn last line included.
 
         Args:
-          upto: the last step of each stage that is kept, as `step` counts them.
+          upto: the last step of each stage that is kept, as `step` counts them; of a stage that is not named, none is.
           writing: without it nothing is opened and nothing written (all processes but the first).
         """
         from tensorboardX import SummaryWriter

@@ -16,11 +16,12 @@ from rcp.config import Config, DataConfig, LabelConfig, ScorerSection
 from rcp.nn.layout import segment_exists
 from rcp.nn.reader import Reading
 from rcp.nn.scorer import POOLED
-from rcp.objectives import OBJECTIVES, global_mean
+from rcp.objectives import global_mean
 from rcp.train.labels import READ_FOR, segment_gains
 from rcp.train.lengths import Lengths
 from rcp.train.networks import Networks, Params
 from rcp.train.state import Metrics, Step, TrainState, sum_shares
+from rcp.train.step import needs_of
 from rcp.train.table import Table, with_rows
 from rcp.types import Batch
 
@@ -46,8 +47,9 @@ class Prepared:
 
 def _labelled(config: Config) -> bool:
     """Whether keep-labels are used that the model has to read for."""
-    used = config.objectives.keys() | (config.warm_start.objectives.keys() if config.warm_start.steps else set())
-    return any("labels" in OBJECTIVES[name].needs for name in used) and config.labels.source in READ_FOR
+    warm = config.warm_start.objectives if config.warm_start.steps else {}
+    used = replace(config, objectives=config.objectives | warm)
+    return "labels" in needs_of(used) and config.labels.source in READ_FOR
 
 
 def _pooled(config: Config) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from rcp.config import Config, EvalConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.config_saved import save_config
-from rcp.train.loop import restore, run
+from rcp.train.loop import _reached, restore, run
 from rcp.types import UserError
 
 from .toy import ToyPipeline, toy_config, toy_stages
@@ -176,6 +176,13 @@ def test_a_stage_that_has_to_be_trained_anew_leaves_those_behind_it(alone, tmp_p
     result = run(toy_stages(), one_device(), tmp_path / "run")
     np.testing.assert_array_equal(weights(result), weights(alone[0]))
     assert sorted(steps_logged(tmp_path / "run")) == list(range(1, 31))
+
+
+def test_what_is_kept_of_the_metrics_ends_with_the_checkpoints(alone, tmp_path):
+    """TensorBoard drops what is behind; a stage that has not begun has nothing to keep."""
+    assert _reached(toy_stages(), alone[1]) == {"reader": 10, "pruner": 30}
+    run([replace(toy_stages()[0], steps=5)], one_device(), tmp_path)
+    assert _reached(toy_stages(), tmp_path) == {"reader": 5}
 
 
 def test_a_stage_of_another_length_is_not_taken_over(tmp_path):
