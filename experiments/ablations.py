@@ -4,7 +4,8 @@ A row whose run is missing says which command trains it. Supervised, reinforced,
 by labels alone; pruners of tokens and of both shots and tokens; what the reward is made of; easy problems first. Rows
 that do not change the problems need the labels that configs/rcp_math.py computes first, and its states where the scorer
 sees the same: add --prepared=runs/rcp_math to their command, and those by labels alone are trained in seconds or, with
-states of their own, minutes. Only rl, easy, mrd3, curriculum and cot_influx share nothing with it.
+states of their own, minutes. Only rl, easy, mrd3, curriculum and cot_influx share nothing with it; curriculum takes
+over what mrd3 prepared.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ UNTOLD = "--config.scorer.groups=1"
 TOKENS = ("--config.scorer.kind=mlp", "--config.scorer.apart=false", UNTOLD)
 """What a pruner of tokens needs: a scorer that tells the tokens of a shot apart."""
 
-MRD3 = ("--config.task.dataset=mrd3", "--config.task.equations=0.0")
-EASY_FIRST = ("--config.task.order=difficulty", "--config.data.phases=4")
+MRD3 = ("--config.task.dataset=mrd3", "--config.task.equations=0.0", "--config.task.order=difficulty")
+EASY_FIRST = ("--config.data.phases=4",)
+"""Of the same problems, numbered by difficulty in both rows: so the labels and states of one run serve the other."""
 
 
 def run(name: str, about: str, *flags: str, variant: str = "") -> Method:
@@ -58,7 +60,7 @@ METHODS = (
     run("length_reward", "the reward takes off the share of the context used", "--config.reward.length=0.5"),
     run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),
     run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
-    run("mrd3", "trained on MRD3's problems, shuffled", *MRD3),
+    run("mrd3", "trained on MRD3's problems, in any order", *MRD3),
     run("curriculum", "the same, the easy ones first", *MRD3, *EASY_FIRST),
     trained("cot_influx"),
 )
