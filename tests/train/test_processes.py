@@ -31,9 +31,8 @@ def rows_of(workdir: Path) -> list[dict]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The children share what they compile, compile it in half the time, and have one device each."""
+    """The children share what they compile and have one device each."""
     own = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_NUM_CPU_DEVICES": "1"}
-    own |= {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
     return {**os.environ, **own, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
