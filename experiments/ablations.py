@@ -59,9 +59,9 @@ METHODS = (
     run("two_stage", "shots, then tokens of them", "--config.budget.granularity=two_stage", *TOKENS),
     run("length_reward", "the reward takes off the share of the context used", "--config.reward.length=0.5"),
     run("exact_reward", "exact match in the reward too", "--config.reward.exact_match=1.0"),
-    run("easy", "shots and problems of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
-    run("mrd3", "trained on MRD3's problems, in any order", *MRD3),
-    run("curriculum", "the same, the easy ones first", *MRD3, *EASY_FIRST),
+    by_labels("easy", "shots of MRD3 up to difficulty 3", "--config.task.max_difficulty=3"),
+    by_labels("mrd3", "MRD3's problems, in any order", *MRD3),
+    by_labels("curriculum", "MRD3's problems, the easy ones first", *MRD3, *EASY_FIRST),
     trained("cot_influx"),
 )
 
