@@ -24,7 +24,7 @@ from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, learned, of_run
 from rcp.evaluate.sweep import sweep
 from rcp.infer.trained import load_trained
-from rcp.nn.pruner import exact
+from rcp.nn.pruner import Granularity, exact
 from rcp.policies import (
     POLICIES,
     Alone,
@@ -64,8 +64,11 @@ def make_policies(
     model: Any,
     decode: Callable[[Sequence[int]], str],
     ours: Learned | None,
+    granularity: Granularity,
 ) -> list[Policy]:
     """The policies named, in that order. Left out with a word on the terminal: the oracle where no example has support.
+
+    `granularity`: what policies without one of their own are to decide.
 
     Raises:
       UserError: an unknown method, or "ours" where there is none.
@@ -92,7 +95,9 @@ def make_policies(
         "bm25": lambda: Bm25(decode),
         "embedding": lambda: Embedding.of(model),
         "mmr": lambda: Mmr.of(model),
-        "contrast": lambda: Contrast.of(model, length=longest(batches, (Role.QUESTION,), 1)),
+        "contrast": lambda: Contrast.of(
+            model, length=longest(batches, (Role.QUESTION,), 1), whole=granularity == "segment"
+        ),
         "llmlingua": lambda: LLMLingua.of(model, length=longest(batches, (), 1)),
         "selective": lambda: Selective.of(model, decode=decode),
         "alone": lambda: Alone.of(model, length=with_segments(1), max_answer=answer()),
@@ -148,6 +153,7 @@ def policies_of(subject: Subject, batches: Sequence[Batch]) -> list[Policy]:
         model=subject.model_of(subject.weights),
         decode=subject.tokenizer.decode,
         ours=subject.ours,
+        granularity=exact(subject.config.budget.granularity),
     )
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from rcp.nn.layout import in_context, places
 from rcp.nn.pruner import Scores, compact
 from rcp.nn.scorer import question_first
-from rcp.policies.base import ReaderPolicy
+from rcp.policies.base import ReaderPolicy, spread_segments
 from rcp.policies.perplexity import self_information
 from rcp.types import Batch, Role
 
@@ -46,40 +46,47 @@ def _of_tokens(rows: Float[Array, "segments batch row"], batch: Batch, first: Ar
     return jnp.where(in_context(batch), jnp.take_along_axis(by_example, index, axis=1), 0.0)
 
 
-def contrast(model: Any, batch: Batch, length: int) -> Scores:
+def contrast(model: Any, batch: Batch, length: int, *, whole: bool = False) -> Scores:
     """The two scores of the module, nats. `length` is static and holds the question with the longest segment.
 
     Two readings a segment, of all examples at a time: the segment and then the question, whose beginning is the segment
-    alone, since the reader is causal; and the question and then the segment.
+    alone, since the reader is causal; and the question and then the segment. Only the first where segments are kept
+    `whole`: then tokens have the score of their segment.
     """
     order, _ = question_first(batch)
     turned = _in_this_order(batch, order)
 
-    def one(number: Array) -> tuple[Array, Array, Array]:
-        after, before = (compact(x, (x.segment == number) | (x.role == Role.QUESTION), length) for x in (batch, turned))
-        alone, asked = self_information(model, after), self_information(model, before)
-        question = after.role == Role.QUESTION
+    def beside_question(order: Batch, number: Array) -> Batch:
+        return compact(order, (order.segment == number) | (order.role == Role.QUESTION), length)
+
+    def one(number: Array) -> tuple[Array, Array | None, Array]:
+        piece = beside_question(batch, number)
+        alone, question = self_information(model, piece), piece.role == Role.QUESTION
         count = jnp.maximum(jnp.sum(question, axis=1, dtype=jnp.float32), 1.0)
+        asked = None if whole else self_information(model, beside_question(turned, number))
         return alone, asked, -jnp.sum(jnp.where(question, alone, 0.0), axis=1) / count
 
     numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
     alone, asked, likely = jax.lax.map(one, numbers)
+    if asked is None:
+        return spread_segments(likely.T, batch)
     size = jnp.sum(batch.role == Role.QUESTION, axis=1, dtype=jnp.int32)
     tokens = _of_tokens(alone, batch, jnp.zeros_like(size)) - _of_tokens(asked, batch, size)
     return Scores(tokens=jnp.where(places(batch) == 0, 0.0, tokens), segments=likely.T)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _scores(graph: Any, state: Any, batch: Batch, length: int) -> Scores:
-    return contrast(nnx.merge(graph, state), batch, length)
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _scores(graph: Any, state: Any, batch: Batch, length: int, whole: bool) -> Scores:
+    return contrast(nnx.merge(graph, state), batch, length, whole=whole)
 
 
 @dataclass(frozen=True)
 class Contrast(ReaderPolicy):
-    """Question-conditioned perplexity under the reader; `length` as in `contrast`."""
+    """Question-conditioned perplexity under the reader; `length` and `whole` as in `contrast`."""
 
     name = "contrast"
     length: int = 0
+    whole: bool = False
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
-        return _scores(self.graph, self.state, batch, self.length)
+        return _scores(self.graph, self.state, batch, self.length, self.whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -37,6 +39,11 @@ def test_scores_equal_plain_readings(scores) -> None:
             np.testing.assert_allclose(scores.tokens[row, inside], np.nan_to_num(expected), atol=1e-4)
             likely = log_prob_after(segment, question).mean()
             np.testing.assert_allclose(scores.segments[row, s], likely, atol=1e-4)
+
+
+def test_whole_segments_are_judged_the_same_by_one_reading(scores) -> None:
+    whole = replace(POLICY, whole=True).scores(prompts(), key=KEY)
+    np.testing.assert_array_equal(whole.segments, scores.segments)
 
 
 def test_padding_and_order_of_the_batch_change_nothing(scores) -> None:
