@@ -56,8 +56,8 @@ def contrast(model: Any, batch: Batch, length: int, *, whole: bool = False) -> S
     order, _ = question_first(batch)
     turned = _in_this_order(batch, order)
 
-    def beside_question(order: Batch, number: Array) -> Batch:
-        return compact(order, (order.segment == number) | (order.role == Role.QUESTION), length)
+    def beside_question(prompts: Batch, number: Array) -> Batch:
+        return compact(prompts, (prompts.segment == number) | (prompts.role == Role.QUESTION), length)
 
     def one(number: Array) -> tuple[Array, Array | None, Array]:
         piece = beside_question(batch, number)
