@@ -105,7 +105,7 @@ def verdicts(table: Table, parts: Sequence[Part], resamples: int) -> str:
 
 def _verdict(ours: Line, rivals: Sequence[Line]) -> str:
     """Ahead of all, with or without intervals apart, or not; behind whom by a paired interval below 0."""
-    if any(line.difference is None for line in rivals):
+    if any(line.difference_n < max(line.n, ours.n) for line in rivals):
         return "not comparable: rows of other examples"
     behind = [line.method for line in rivals if (line.difference_high or 0.0) < 0]
     if behind:

@@ -8,20 +8,25 @@ from typing import Any
 
 from experiments.grid import Table
 from experiments.measure import Part
-from experiments.table_lines import Line, metrics_of, order
+from experiments.table_lines import Line, metrics_of, order, problems
 from rcp.evaluate.plots import COLOURS, MARKERS
 
 LABELS = {"nll": "answer NLL, nats a token", "em": "exact match"}
 
 
 def write_figure(path: Path, table: Table, parts: Sequence[Part], lines: Sequence[Sequence[Line]]) -> None:
-    """Writes the PNG. One column a metric; one row a measured setting, or one alone where settings are the x axis."""
+    """Writes the PNG: one column a metric; one row a measured setting, or one alone where settings are the x axis.
+
+    Rows of fewer problems than the others are left out, as they would stand beside what they cannot be compared with.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys(metric for part in parts for metric in metrics_of(part.setting)))
     together = table.x == "setting"
-    measured = list(zip(parts, lines, strict=True))
+    measured = [
+        (part, [line for line in found if line.n == problems(found)]) for part, found in zip(parts, lines, strict=True)
+    ]
     known = [pair for pair in measured if any(line.value is not None for line in pair[1])]
     panels = [measured] if together else [[pair] for pair in known or measured]
     fig = Figure(figsize=(6.2 * len(metrics) + 1.8, 3.8 * len(panels) + 0.4), layout="constrained")

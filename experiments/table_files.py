@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.grid import Setting, Table
 from experiments.measure import Part
 from experiments.table_figure import write_figure
-from experiments.table_lines import Line, budgets_of, excludes_zero, lines_of, metrics_of, order
+from experiments.table_lines import Line, budgets_of, excludes_zero, lines_of, metrics_of, order, problems
 from rcp.evaluate.tables import Grid, markdown_lines, print_grids
 
 NAMES = {"published": "published exact match, %", "source": "source"}
@@ -18,6 +18,10 @@ LEGEND = (
     "Brackets: 95 % bootstrap intervals over the problems, several seeds averaged within each. Differences are paired, "
     "of the same problems; * marks those whose interval excludes 0. Published: on the model named, for "
     "orientation, from the source named."
+)
+FEWER = (
+    "(n = ...): of fewer problems than the heading names, the first of them, as the row was stored and cannot be "
+    "measured here. Its difference is that on these problems; the figure leaves it out."
 )
 COSTS = (
     "prune: scoring, selecting and compacting; read: the reader's pass over prompt and gold answer; seconds a prompt. "
@@ -56,7 +60,7 @@ def _rounded(value: object) -> object:
 
 def grids(table: Table, part: Part, lines: Sequence[Line]) -> list[Grid]:
     """Of a part: each metric, ours less each, and the costs."""
-    n = max((line.n for line in lines), default=0)
+    n = problems(lines)
     where = f"{part.setting.heading}, n = {n}"
     out = []
     for metric in metrics_of(part.setting):
@@ -74,36 +78,41 @@ def grids(table: Table, part: Part, lines: Sequence[Line]) -> list[Grid]:
 
 
 def _grid(
-    title: str, part: Part, lines: Sequence[Line], cell: Callable[[Line], str], extra: Sequence[str] = ()
+    title: str, part: Part, lines: Sequence[Line], cell: Callable[[Line, int], str], extra: Sequence[str] = ()
 ) -> Grid:
     budgets = [budget for budget in budgets_of(part.setting) if any(line.budget == budget for line in lines)]
-    body = []
+    n, body = problems(lines), []
     for method in order(lines):
         mine = {line.budget: line for line in lines if line.method == method}
         first = next(iter(mine.values()))
-        texts = [cell(mine[budget]) if budget in mine else "" for budget in budgets]
+        texts = [cell(mine[budget], n) if budget in mine else "" for budget in budgets]
         if any(texts) or (extra and first.published):
             body.append((method, *texts, *(getattr(first, name) for name in extra)))
     header = ("method", *(f"@ {budget}" for budget in budgets), *(NAMES[name] for name in extra))
     return Grid(title, header, tuple(body))
 
 
-def _value(line: Line) -> str:
-    return "" if line.value is None else f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]"
+def _value(line: Line, n: int) -> str:
+    return "" if line.value is None else f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]{_fewer(line.n, n)}"
 
 
-def _difference(line: Line) -> str:
+def _fewer(found: int, n: int) -> str:
+    """How many problems a cell is of, where the heading names another number."""
+    return "" if found == n else f" (n = {found})"
+
+
+def _difference(line: Line, n: int) -> str:
     if line.difference is None:
         return ""
     text = f"{line.difference:+.4f} [{line.difference_low:+.4f}, {line.difference_high:+.4f}]"
-    return text + ("*" if excludes_zero(line) else "")
+    return text + ("*" if excludes_zero(line) else "") + _fewer(line.difference_n, n)
 
 
-def _cost(line: Line) -> str:
+def _cost(line: Line, n: int) -> str:
     if line.value is None:
         return ""
     even = "" if line.break_even is None else f", {line.break_even:.0f}"
-    return f"{line.tokens_kept:.0f}, {line.prune_seconds:.3f} + {line.model_seconds:.3f}{even}"
+    return f"{line.tokens_kept:.0f}, {line.prune_seconds:.3f} + {line.model_seconds:.3f}{even}{_fewer(line.n, n)}"
 
 
 def needs(part: Part) -> list[str]:
@@ -124,7 +133,8 @@ def markdown(name: str, table: Table, contents: Sequence[tuple[Part, Sequence[Gr
             out += [f"Not measured ({part.setting.heading}):", "", *missing, ""]
     devices = sorted({device for part, _ in contents for device in part.devices})
     methods = {row.method.name: row.method.about for part, _ in contents for row in part.rows if row.method.about}
-    out += [LEGEND, *([COSTS] if table.costs else []), ""]
+    marked = any("(n = " in cell for _, found in contents for grid in found for line in grid.lines for cell in line)
+    out += [LEGEND, *([FEWER] if marked else []), *([COSTS] if table.costs else []), ""]
     out += [f"- {method}: {about}" for method, about in methods.items()]
     out += ["", f"Measured on: {', '.join(devices) or 'nothing yet'}."]
     return "\n".join(out) + "\n"

@@ -20,7 +20,8 @@ SEED = 0  # of the bootstrap; all rows see the same draws, so that differences a
 class Line:
     """A line of the CSV file. Numbers are None where they are not known; `needs` then says what is missing.
 
-    `budget`: "256 tokens", or a fraction. `metric`: "nll" or "em". `difference`: ours less this, on the same problems.
+    `budget`: "256 tokens", or a fraction. `metric`: "nll" or "em". `n`: problems of `value`. `difference`: ours less
+    this, on the `difference_n` problems of both: fewer than n where one of them was stored and cannot be measured here.
     `tokens_kept`, `context_tokens`: means a prompt, in entries where a cache is pruned; the seconds too.
     `break_even`: see `break_even`; not of pruned caches, which are read whole.
     `entries_asked`, `cache_bytes`: of pruned caches, means a prompt.
@@ -49,6 +50,7 @@ class Line:
     needs: str = ""
     entries_asked: float | None = None
     cache_bytes: float | None = None
+    difference_n: int = 0
 
 
 def metrics_of(setting: Setting) -> tuple[str, ...]:
@@ -106,11 +108,12 @@ def _line(
     draws = bootstrap_means(values[None], resamples, [SEED])[0]
     low, high = interval(draws)
     numbers: dict[str, Any] = {"value": float(values.mean()), "low": low, "high": high}
-    if ours is not None and np.array_equal(ours.index, column.index):
-        theirs = getattr(ours, metric)
-        low, high = interval(bootstrap_means(theirs[None], resamples, [SEED])[0] - draws)
-        mean = float((theirs - values).mean())
-        numbers |= {"difference": mean, "difference_low": low, "difference_high": high}
+    mine, its = (np.zeros(0, int),) * 2 if ours is None else shared(ours, column)
+    if ours is not None and len(mine):
+        pair = np.stack([getattr(ours, metric)[mine], values[its]])
+        low, high = interval(np.subtract(*bootstrap_means(pair, resamples, [SEED])))
+        mean = float(np.subtract(*pair).mean())
+        numbers |= {"difference": mean, "difference_low": low, "difference_high": high, "difference_n": len(mine)}
     return Line(
         part.setting.reader,
         part.setting.label,
@@ -129,6 +132,13 @@ def _line(
         break_even=None if row.method.policy in ("none", "full") or cached else break_even(column, cost),
         **text,
     )
+
+
+def shared(one: Column, other: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Where the problems of both stand in each of them."""
+    if np.array_equal(one.index, other.index):
+        return np.arange(len(one.index)), np.arange(len(one.index))
+    return np.intersect1d(one.index, other.index, return_indices=True)[1:]
 
 
 def reading_cost(part: Part) -> float | None:
@@ -154,6 +164,11 @@ def excludes_zero(line: Line) -> bool:
     """Whether the paired interval lies on one side of 0."""
     low, high = line.difference_low, line.difference_high
     return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def problems(lines: Sequence[Line]) -> int:
+    """How many problems a part of a table has: as many as the row with the most."""
+    return max((line.n for line in lines), default=0)
 
 
 def order(lines: Sequence[Line]) -> list[str]:

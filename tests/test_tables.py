@@ -15,7 +15,7 @@ import pytest
 from experiments import ablations, cot_influx_main, measure, more_candidates, tables
 from experiments.grid import Method, Setting, Table, chosen, parser_of
 from experiments.measure import Part, measured
-from experiments.table_files import escaped, write_table
+from experiments.table_files import FEWER, escaped, write_table
 from experiments.table_lines import at, break_even, lines_of, reading_cost
 from rcp.cli import main
 from rcp.config_file import load_config
@@ -255,6 +255,35 @@ def test_a_seed_of_other_examples_is_left_out() -> None:
     whole, few = [piece([0, 2], 1.0), piece([1], 1.0)], [piece([0, 1], 9.0)]
     found = measure.column_of([few, whole])
     assert found.index.tolist() == [0, 1, 2] and found.nll.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_row_of_fewer_problems_says_so_and_is_compared_on_them(world: World, part: Part, tmp_path: Path) -> None:
+    few, whole = row(part, "random"), row(part, "ours")
+    chosen_rows = np.array([4, 0, 1])
+
+    def cut(column: measure.Column) -> measure.Column:
+        arrays = {name: getattr(column, name)[chosen_rows] for name in ("index", "nll", "em", "kept", "context")}
+        return replace(column, **arrays)
+
+    few = replace(few, columns={key: cut(column) for key, column in few.columns.items()})
+    made, table = replace(part, rows=(row(part, "none"), few, whole)), world.table("none", "random", "ours")
+    by = {(line.method, line.budget): line for line in lines_of(table, made, 200)}
+    line, other = by["random", "8 tokens"], by["none", "8 tokens"]
+    theirs, mine = few.columns["8 tokens"].nll, whole.columns["8 tokens"].nll
+    assert (line.n, line.difference_n, other.n, other.difference_n) == (3, 3, COUNT, COUNT)
+    assert line.difference == pytest.approx(mine[chosen_rows].mean() - theirs.mean(), abs=1e-12)
+    write_table("mine", table, [made], tmp_path, 200)
+    text = (tmp_path / "mine.md").read_text()
+    random_lines = [line for line in text.splitlines() if line.startswith("| random |")]
+    assert f"n = {COUNT}\n" in text and FEWER in text and len(random_lines) == 3
+    assert all(line.count("(n = 3)") == 2 for line in random_lines) and text.count("(n = 3)") == 6
+    apart = replace(made, rows=(few, replace(whole, columns={"8 tokens": moved(whole.columns["8 tokens"])})))
+    assert next(line for line in lines_of(table, apart, 10) if line.method == "random").difference is None
+
+
+def moved(column: measure.Column) -> measure.Column:
+    """Of other problems."""
+    return replace(column, index=column.index + 1000)
 
 
 def test_without_a_name_the_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
