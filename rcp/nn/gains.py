@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from rcp.nn.layout import in_context, segment_lengths
 from rcp.nn.pruner import compact
 from rcp.nn.reader import Reading
-from rcp.types import Batch
+from rcp.types import Batch, Role
 
+PARTS, MULTIPLE = 4, 32
+"""Prompts are padded to a quarter, a half, three quarters or all of what holds the longest, rounded up to MULTIPLE."""
 Read = Callable[[Batch], Reading]
 """The frozen model on prompts with their gold answers."""
 
@@ -23,7 +25,7 @@ def gains_beside(
     """-NLL of the answer, nats a token, with each segment in turn beside the `chosen` context tokens as the context.
 
     Reads one segment of all examples at a time, so memory does not grow with their number: of every example its
-    shortest first, so that those read together are about as long.
+    shortest first, so that those read together are about as long, padded to the least of a few static lengths.
 
     Args:
       chosen: none of them judges each segment alone.
@@ -55,8 +57,13 @@ def gains_of_tokens(
 def _with_each(context: Callable[[Array], Array], batch: Batch, read: Read, length: int) -> Array:
     """NLL with the context tokens that `context` makes of each segment's."""
     order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
+    parts = {-(-length * part // (PARTS * MULTIPLE)) * MULTIPLE for part in range(1, PARTS)}
+    static = [*(n for n in sorted(parts) if n < length), length]
 
     def one(segment: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        return read(compact(batch, ~in_context(batch) | context(batch.segment == segment[:, None]), length)).nll
+        keep = ~in_context(batch) | context(batch.segment == segment[:, None])
+        longest = jnp.max(jnp.sum(keep & (batch.role != Role.PAD), axis=1, dtype=jnp.int32))
+        place = jnp.sum(longest > jnp.array(static[:-1], jnp.int32), dtype=jnp.int32)
+        return jax.lax.switch(place, [lambda n=n: read(compact(batch, keep, n)).nll for n in static])
 
     return jnp.take_along_axis(jax.lax.map(one, order.T).T, jnp.argsort(order, axis=1), axis=1)

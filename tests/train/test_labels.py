@@ -13,6 +13,7 @@ from rcp.config import LabelConfig
 from rcp.data.pack import collate
 from rcp.nn.gains import gains_beside, gains_of_tokens, gains_within
 from rcp.nn.layout import segment_exists
+from rcp.nn.pruner import compact
 from rcp.nn.reader import Reading
 from rcp.nn.reader import read as read_prompts
 from rcp.train.labels import keep_labels, segment_gains
@@ -72,6 +73,25 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
         standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
         np.testing.assert_allclose(labels[row, there[row]], 1 / (1 + np.exp(-3 * (standard - 0.5))), rtol=1e-3)
     assert (labels[~there] == -1).all()
+
+
+def test_prompts_are_read_at_the_least_of_a_few_lengths():
+    """Those read together are one of each example, the shortest first; what is read does not hang on the padding."""
+    rows = (Prompt((100, 3, 30)), Prompt((2, 90, 20)))
+    length = 4 + 100  # instruction, question and answer, and the longest segment
+    batch = jax.tree.map(jnp.asarray, batch_of(rows, 4 + 133, 3))
+    none = jnp.zeros(batch.role.shape, bool)
+
+    def width(prompts: Batch) -> Reading:
+        found = read(prompts)
+        return found._replace(nll_sum=jnp.full(found.nll.shape, float(prompts.tokens.shape[1])))
+
+    widths = -np.asarray(jax.jit(lambda b: gains_beside(none, b, width, length))(batch))
+    np.testing.assert_array_equal(widths, [[104, 32, 64], [32, 104, 64]])
+    gains = jax.jit(lambda b: gains_beside(none, b, read, length))(batch)
+    for segment in range(3):
+        kept = (batch.role != Role.CONTEXT) | (batch.segment == segment)
+        np.testing.assert_allclose(gains[:, segment], -read(compact(batch, kept, length)).nll, rtol=1e-4)
 
 
 def test_the_task_labels_are_taken_as_they_are():
