@@ -54,6 +54,7 @@ class Setting:
       name: of its files, such as "gsm8k_16". title: in the table. at: its place on the x axis, where the table has one.
       task: the section `task` of a config. max_segments, max_answer: as in `data`.
       keep_tokens, keep_rates: the budgets.
+      examples, first: so many problems, from that number on.
       exact: exact match is shown without decoding too, teacher-forced: for answers of a few tokens.
       benchmark: what published numbers stand beside it, where that is not the name of the task.
       split: of the task. What is tuned is tuned on "validation".
@@ -75,6 +76,7 @@ class Setting:
     at: float = 0.0
     benchmark: str = ""
     split: str = "test"
+    first: int = 0
 
     @property
     def label(self) -> str:
@@ -83,9 +85,10 @@ class Setting:
 
     @property
     def heading(self) -> str:
-        """Of its part of a table: the title, the split where it is another than "test", and the reader."""
+        """Of its part of a table: title and reader; the split and the first problem where they are not as ever."""
         split = "" if self.split == "test" else f", {self.split} split"
-        return f"{self.title}{split}, {self.reader}"
+        first = f", from problem {self.first} on" if self.first else ""
+        return f"{self.title}{split}{first}, {self.reader}"
 
     @property
     def reader_label(self) -> str:
@@ -139,6 +142,7 @@ def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.Argumen
     add("--cells", type=Path, help="where finished cells are kept, for all tables (default: OUTPUT/cells)")
     add("--runs", type=Path, default=Path("runs"), help="folder of the trained runs (default: %(default)s)")
     add("--examples", type=int, default=320, help="problems a setting (default: %(default)s)")
+    add("--first", type=int, default=0, help="number of the first of them (default: %(default)s)")
     add("--seeds", type=integers, default=(0,), help="of what draws or is trained, RUN_seed1 (default: 0)")
     add("--methods", type=words, default=(), help="some of the table's rows, in this order (default: all)")
     add("--readers", type=words, default=(READER,), help=f"LLMs by name (default: {READER})")
@@ -191,6 +195,7 @@ def word_problems(options: argparse.Namespace, dataset: str, shots: int, reader:
         dtype=options.dtype,
         at=shots,
         split=options.split,
+        first=options.first,
     )
 
 

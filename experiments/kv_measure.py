@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments.grid import LENGTHS, CacheSetting, Method
-from experiments.measure import Clock, Found, TimeOver, cell_path, stored, time_needed
+from experiments.measure import AS_STORED, Clock, Found, TimeOver, cell_path, stored, time_needed
 from experiments.subjects import Work, config_of, loaded_reader, training
 from rcp.data.pack import EncodedExample, bucket, encode, round_up
 from rcp.data.tasks.asked import questions_of
@@ -83,7 +83,7 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
 def _as_stored(setting: CacheSetting, method: Method, path: Path, error: UserError) -> Found:
     """What is known of a row that cannot be measured here, and why it cannot."""
     found, device = stored(path, setting)
-    return method, found, f"{'as it was stored; to measure it: ' if found else ''}{error}", device
+    return method, found, f"{AS_STORED if found else ''}{error}", device
 
 
 def _measure(
@@ -173,19 +173,19 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
     examples leave the batches that are there as they are.
     """
     encoded, tokenizer = subject.encoded(), subject.tokenizer
-    count = len(encoded)
-    asked = [_questions(setting, subject, encoded.examples[i], i) for i in range(count)]
-    rows: list[list[tuple[EncodedExample, bool]]] = [[(encoded[i], True) for i in range(count)]]
-    for turn in range(1, max(map(len, asked))):
+    numbers = range(setting.first, len(encoded))
+    asked = {i: _questions(setting, subject, encoded.examples[i], i) for i in numbers}
+    rows: list[list[tuple[EncodedExample, bool]]] = [[(encoded[i], True) for i in asked]]
+    for turn in range(1, max(map(len, asked.values()))):
         # A context with fewer questions is asked its first one again, which does not count.
-        own = [(own[turn], True) if len(own) > turn else (own[0], False) for own in asked]
-        rows.append([(encode(example, tokenizer, index=i), real) for i, (example, real) in enumerate(own)])
-    examples = [[own[min(turn, len(own) - 1)] for own in asked] for turn in range(len(rows))]
+        own = {i: (own[turn], True) if len(own) > turn else (own[0], False) for i, own in asked.items()}
+        rows.append([(encode(example, tokenizer, index=i), real) for i, (example, real) in own.items()])
+    examples = [{i: own[min(turn, len(own) - 1)] for i, own in asked.items()} for turn in range(len(rows))]
     longest = max([int(setting.at), *(example.length for row in rows for example, _ in row)])
     length = bucket(longest, LENGTHS) or LENGTHS[-1]
     size = setting.batch_size
     contexts = []
-    for at in range(0, count, size):
+    for at in range(0, len(asked), size):
         batches = []
         for row in rows:
             batch = encoded.collate([example for example, _ in row[at : at + size]], length, size)

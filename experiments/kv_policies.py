@@ -81,6 +81,7 @@ def setting_of(options: argparse.Namespace, reader: str, task: str, tokens: int)
         benchmark="" if task == "text" else "ruler",
         aware=options.question,
         split=options.split,
+        first=options.first,
         questions=options.questions,
         sinks=options.sinks,
     )

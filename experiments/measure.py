@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from experiments.grid import CacheSetting, Method, Setting, Table
 from experiments.subjects import Work, subject_of
 from rcp.config import METHODS
 from rcp.evaluate.budgets import make_budgets
-from rcp.evaluate.cells import Piece, digest, open_cell, read_cell
+from rcp.evaluate.cells import Cell, Piece, digest, open_cell, read_cell
 from rcp.evaluate.run import measure, policies_of
 from rcp.policies import POLICIES
 from rcp.types import UserError
 
 SAY_EVERY = 10.0  # seconds between two lines of progress within a method
+FEWEST = 32  # problems that are worth a row where not all of a setting's are measured
+AS_STORED = "as it was stored; to measure it: "
 
 
 class TimeOver(Exception):  # noqa: N818, it is no error
@@ -165,7 +168,7 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
     except UserError as error:
         for method in work.methods:
             found, device = stored(paths[method.policy], setting)
-            note = "as it was stored; to measure it: " if found else ""
+            note = AS_STORED if found else ""
             yield method, found, f"{note}{error}", device
         return
     policies = policies_of(subject, batches)
@@ -193,7 +196,8 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
             continue
         cell = cells[method.policy]
         pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
-        yield method, pieces, time_needed(done(method), len(names)), cell.devices
+        first = {key: column for key, column in first_of(cell, setting).items() if key in keys_of(method)}
+        yield method, first | pieces, time_needed(done(method), len(names)), cell.devices
 
 
 def time_needed(done: dict[str, int], batches: int) -> str:
@@ -206,20 +210,27 @@ def time_needed(done: dict[str, int], batches: int) -> str:
 
 
 def stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
-    """What a file holds of the first examples, unchecked: what it was measured with cannot be loaded here."""
+    """What a file holds of the first problems, unchecked: what it was measured with cannot be loaded here."""
     try:
         cell = read_cell(path)
     except Exception:  # absent or damaged: nothing is known
         return {}, ()
-    columns: dict[str, list[Piece]] = {}
-    for (budget, _), piece in cell.pieces.items():
-        columns.setdefault(budget, []).append(piece)
+    return first_of(cell, setting), cell.devices
 
-    def whole(pieces: list[Piece]) -> bool:
-        numbers = sorted(int(i) for piece in pieces for i in piece.index)
-        return len(numbers) <= setting.examples and numbers == list(range(len(numbers)))
 
-    return {key: pieces for key, pieces in columns.items() if whole(pieces)}, cell.devices
+def first_of(cell: Cell, setting: Setting) -> dict[str, list[Piece]]:
+    """By budget: of a setting's problems the first that a cell holds without a gap, where that is enough for a row."""
+    budgets = dict.fromkeys(budget for budget, _ in cell.pieces)
+    found = {}
+    for budget in budgets:
+        pieces = [piece for (key, _), piece in cell.pieces.items() if key == budget]
+        place = {int(number): (i, row) for i, piece in enumerate(pieces) for row, number in enumerate(piece.index)}
+        wanted = range(setting.first, setting.first + setting.examples)
+        taken = [place[number] for number in takewhile(place.__contains__, wanted)]
+        if len(taken) >= min(FEWEST, setting.examples):
+            rows = [[row for own, row in taken if own == i] for i in range(len(pieces))]
+            found[budget] = [piece.take(own) for piece, own in zip(pieces, rows, strict=True) if own]
+    return found
 
 
 def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:

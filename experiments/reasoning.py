@@ -66,6 +66,7 @@ def setting_of(options: argparse.Namespace, shots: int) -> Setting:
         dtype=options.dtype,
         at=shots,
         split=options.split,
+        first=options.first,
     )
 
 

@@ -74,6 +74,7 @@ def setting_of(options: argparse.Namespace, reader: str, task: str, tokens: int)
         dtype=options.dtype,
         at=tokens,
         split=options.split,
+        first=options.first,
     )
 
 

@@ -68,7 +68,11 @@ def loaded_reader(name: str, dtype: str) -> Pretrained:
 
 
 def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: int) -> Config:
-    """What is evaluated, as a config. Word problems: as many examples as there are, where fewer than asked for."""
+    """What is evaluated, as a config. Word problems: as many examples as there are, where fewer than asked for.
+
+    Raises:
+      UserError: task fields or data that are missing; no problem of the number `setting.first`.
+    """
     segments = max(setting.max_segments, method.task.get("shots", 0))
     values: dict[str, Any] = {
         "seed": seed,
@@ -81,6 +85,7 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
             "keep_tokens": setting.keep_tokens,
             "methods": list(policies),
             "examples": setting.examples,
+            "first": setting.first,
             "batch_size": setting.batch_size,
             "decode": setting.decode,
             "shown": 0,
@@ -91,8 +96,12 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
     }
     config = from_dict(values)
     task = make_task(config)
-    if isinstance(task, WordProblems) and (count := len(task.problems(config.eval.split))) < setting.examples:
-        config = replace(config, eval=replace(config.eval, examples=count))
+    if isinstance(task, WordProblems):
+        there = len(task.problems(config.eval.split)) - setting.first
+        if there <= 0:
+            raise UserError(f"--first={setting.first}: {setting.title} has {there + setting.first} problems")
+        if there < setting.examples:
+            config = replace(config, eval=replace(config.eval, examples=there))
     return config
 
 
@@ -100,8 +109,8 @@ def _flags(config: Config) -> list[str]:
     """The flags that make a trained run's config evaluate what this one does: every field of its task among them."""
     task = {"name": config.task.name, **asdict(make_task(config))}  # pyright: ignore[reportArgumentType]
     data = ("lengths", "max_segments", "max_answer", "overlong")
-    names = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "decode", "samples", "shown", "split")
-    names += ("draw", "seed")
+    names = ("keep_rates", "keep_tokens", "methods", "examples", "first", "batch_size", "decode", "samples", "shown")
+    names += ("split", "draw", "seed")
     values: dict[str, Any] = {f"task.{key}": value for key, value in task.items()}
     values |= {f"data.{name}": getattr(config.data, name) for name in data}
     values |= {f"eval.{name}": getattr(config.eval, name) for name in names}

@@ -20,8 +20,8 @@ LEGEND = (
     "orientation, from the source named."
 )
 FEWER = (
-    "(n = ...): of fewer problems than the heading names, the first of them, as the row was stored and cannot be "
-    "measured here. Its difference is that on these problems; the figure leaves it out."
+    "(n = ...): of fewer problems than the heading names, the first of them: what is measured so far, or was stored of "
+    "a run that is not here. Its difference is that on these problems; the figure leaves it out."
 )
 COSTS = (
     "prune: scoring, selecting and compacting; read: the reader's pass over prompt and gold answer; seconds a prompt. "

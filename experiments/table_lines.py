@@ -21,7 +21,7 @@ class Line:
     """A line of the CSV file. Numbers are None where they are not known; `needs` then says what is missing.
 
     `budget`: "256 tokens", or a fraction. `metric`: "nll" or "em". `n`: problems of `value`. `difference`: ours less
-    this, on the `difference_n` problems of both: fewer than n where one of them was stored and cannot be measured here.
+    this, on the `difference_n` problems that both are measured on.
     `tokens_kept`, `context_tokens`: means a prompt, in entries where a cache is pruned; the seconds too.
     `break_even`: see `break_even`; not of pruned caches, which are read whole.
     `entries_asked`, `cache_bytes`: of pruned caches, means a prompt.

@@ -295,7 +295,8 @@ class ParallelConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """What `rcp eval` compares, at `keep_rates` and at `keep_tokens` (those of `budget` where it has some and none are
-    given). `bootstrap`: resamples behind the 95 % intervals; `shown`: examples on the page.
+    given), on `examples` examples of the split from number `first` on. `bootstrap`: resamples behind the 95 %
+    intervals; `shown`: examples on the page.
 
     `decode`: 0 takes as exact match that every token of the gold answer is the greedy one; above 0, so many tokens are
     decoded greedily and the task judges the text. With `samples` above 1, so many answers are drawn at `temperature`
@@ -313,6 +314,7 @@ class EvalConfig:
     keep_tokens: tuple[int, ...] = ()
     methods: tuple[str, ...] = DEFAULT_METHODS
     examples: int = 200
+    first: int = 0
     batch_size: int = 16
     bootstrap: int = 1000
     shown: int = 8

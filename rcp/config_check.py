@@ -70,7 +70,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
     not_negative = (
         "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
         "eval.shown eval.decode train.steps reader.steps warm_start.steps optim.warmup_steps reader.warmup_steps seed "
-        "parallel.devices eval.seed"
+        "parallel.devices eval.seed eval.first"
     )
     for key in not_negative.split():
         need(_get(config, key) >= 0, key, "0 or more")

@@ -19,7 +19,7 @@ from experiments.table_files import FEWER, escaped, write_table
 from experiments.table_lines import at, break_even, lines_of, reading_cost
 from rcp.cli import main
 from rcp.config_file import load_config
-from rcp.evaluate.cells import Piece, read_cell
+from rcp.evaluate.cells import Cell, Piece, read_cell
 from rcp.train.build import make_task
 from rcp.types import UserError
 from tests.evaluate.own_data import ROOT, smaller, tiny_model, write_rows
@@ -245,6 +245,40 @@ def test_the_break_even_length_is_where_both_cost_the_same(world: World, part: P
     other = replace(rows[0], method=replace(rows[0].method, name="other", task={"shots": 2}))
     assert reading_cost(replace(part, rows=(*rows, replace(other, columns=rows[1].columns)))) == cost
     assert reading_cost(replace(part, rows=(other, *rows[1:]))) is None, "the contexts are not the table's"
+
+
+def test_problems_may_begin_at_a_later_one(world: World, part: Part, tmp_path: Path) -> None:
+    later = world.part(f"--cells={tmp_path}", names=("random", "ours"), first=3, examples=5)
+    assert ", from problem 3 on, " in later.setting.heading
+    for name in ("random", "ours"):
+        found, whole = (row(of, name).columns["8 tokens"] for of in (later, part))
+        np.testing.assert_array_equal(found.index, np.arange(3, 8))
+        if name == "ours":  # random has another draw in a second seed
+            np.testing.assert_allclose(found.nll, whole.nll[3:8], rtol=1e-4)
+
+
+def test_the_first_problems_of_an_unfinished_cell_are_a_row() -> None:
+    setting = Setting("mine", "", {}, "", 1, 1, 80, (8,))
+
+    def piece(numbers: list[int]) -> Piece:
+        own, one = np.array(numbers), np.ones(len(numbers))
+        return Piece(own, one, one, one, own, one, one, None, 1.0 * len(numbers), 2.0 * len(numbers))
+
+    def first(*pieces: list[int], **changes: Any) -> list[int]:
+        cell = Cell(pieces={("8 tokens", str(i)): piece(numbers) for i, numbers in enumerate(pieces)})
+        found = measure.first_of(cell, replace(setting, **changes))
+        if not found:
+            return []
+        column = measure.column_of([found["8 tokens"]])
+        assert (column.prune_seconds, column.model_seconds) == (1.0, 2.0)
+        np.testing.assert_array_equal(column.kept, column.index)
+        return column.index.tolist()
+
+    few, others = list(range(40)), [41, 3, 77, 40, 5]
+    assert first(few) == few and first(few[::2], few[1::2]) == few
+    assert first(few, others) == list(range(42)), "once each, as far as there is no gap"
+    assert first(few[:31]) == [] and first(others) == []
+    assert first(few[:5], examples=5) == few[:5] and first([9, 8, 7], few[:5], first=7, examples=3) == [7, 8, 9]
 
 
 def test_a_seed_of_other_examples_is_left_out() -> None:

@@ -152,26 +152,33 @@ def eval_batches(
     max_segments: int,
     max_answer: int | None = None,
     overlong: Overlong = "error",
-) -> tuple[list[Batch], list[Example]]:
-    """The first `count` examples, in batches of one length (the smallest that holds them all: one compile).
+    first: int = 0,
+) -> tuple[list[Batch], dict[int, Example]]:
+    """`count` examples from number `first` on, in batches of one length (the smallest that holds them: one compile).
 
     They come in the order of `by_fixed_length`; the last batch is filled up with rows of weight 0. Also returns the
-    examples, `examples[i]` that of the rows of index i.
+    examples by their number, the `index` of the rows.
+
+    Raises:
+      UserError: the split has no example `first`.
     """
     encoded = EncodedTask(
         task,
         tokenizer,
         split,
-        count,
+        None if count is None else first + count,
         lengths=lengths,
         max_segments=max_segments,
         max_answer=max_answer,
         overlong=overlong,
     )
-    rows = [encoded[i] for i in range(len(encoded))]
+    numbers = range(first, len(encoded))
+    if not numbers:
+        raise UserError(f"config.eval.first is {first}: split {split!r} has {len(encoded)} examples, counted from 0")
+    rows = [encoded[i] for i in numbers]
     length = bucket(max(row.length for row in rows), encoded.lengths)
     assert length is not None
     order = by_fixed_length(rows)
     parts = [[rows[i] for i in order[at : at + batch_size]] for at in range(0, len(rows), batch_size)]
     batches = [encoded.collate(part, length, batch_size) for part in parts]
-    return batches, [encoded.examples[i] for i in range(len(rows))]
+    return batches, {i: encoded.examples[i] for i in numbers}

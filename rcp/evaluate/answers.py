@@ -8,7 +8,7 @@ unweighted vote; of answers with as many votes the one that came first wins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,14 +74,14 @@ def by_decoding(
     model_of: Callable[[Any], Transformer],
     tokenizer: Tokenizer,
     check: Check,
-    examples: Sequence[Example],
+    examples: Mapping[int, Example],
     decoding: Decoding,
 ) -> Judge:
     """The continuation of compacted prompts, or what most of several say, `check`ed by the task.
 
     Args:
       model_of: from the reader's parameters to the model.
-      examples: `examples[i]` is the example of the batch rows with index i.
+      examples: by their number, the index of the batch's rows.
     """
     end = tokenizer.encode(decoding.end) if decoding.end else []
     ends, pad_id = (tokenizer.eos_id, *(end if len(end) == 1 else ())), tokenizer.pad_id

@@ -37,7 +37,7 @@ class Asking:
     aware: bool = False
     decode: int = 0
     check: Check | None = None
-    examples: Sequence[Sequence[Example]] = ()
+    examples: Sequence[Mapping[int, Example]] = ()
     seed: int = 0
 
 

@@ -57,6 +57,13 @@ class Piece:
         """Mean over the answer's tokens, float64 [n]."""
         return self.nll_sum.astype(np.float64) / self.answer_tokens
 
+    def take(self, rows: Sequence[int]) -> Piece:
+        """Some of its rows, without their masks, and the same share of its seconds."""
+        share = len(rows) / len(self.index)
+        values = {name: getattr(self, name) for name in (*ROWS, *OPTIONAL)}
+        arrays = {name: None if value is None else value[list(rows)] for name, value in values.items()}
+        return Piece(**arrays, **{name: share * getattr(self, name) for name in SECONDS}, keep=None)
+
 
 def digest(batch: Batch) -> str:
     """Changes when any array of the batch does (16 hex digits)."""

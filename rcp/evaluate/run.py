@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def policies_of(subject: Subject, batches: Sequence[Batch]) -> list[Policy]:
 def measure(
     subject: Subject,
     batches: Sequence[Batch],
-    examples: Sequence[Example],
+    examples: Mapping[int, Example],
     policies: Sequence[Policy],
     cell_of: Callable[[Policy], Cell],
     *,
@@ -168,6 +168,8 @@ def measure(
     watch: Callable[[str, int, int], None] = lambda method, done, batches: None,
 ) -> Results:
     """Compares the policies on the subject's examples, as its config says; `cell_of` and `watch` as in `sweep`.
+
+    `examples`: by their number.
 
     `host`: a reader that takes the place of the subject's own.
     """

@@ -24,7 +24,8 @@ from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
-CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "batch_size", "bootstrap", "shown", "split", "runs")
+CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "first", "batch_size", "bootstrap", "shown", "split")
+CHOICES += ("runs",)
 DRAW = ("draw", "seed")
 """Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number; and those that
 only a trained pruner heeds (`Learned.identity`)."""
@@ -52,7 +53,7 @@ class Subject:
     model_of: Callable[[Any], Any]
     ours: Learned | None = None
 
-    def examples(self) -> tuple[list[Batch], list[Example]]:
+    def examples(self) -> tuple[list[Batch], dict[int, Example]]:
         """The examples that the config asks for, in batches of one length."""
         config = self.config
         return eval_batches(
@@ -65,16 +66,17 @@ class Subject:
             max_segments=config.data.max_segments,
             max_answer=config.data.max_answer,
             overlong=config.data.overlong,
+            first=config.eval.first,
         )
 
     def encoded(self) -> EncodedTask:
-        """The same examples, piece by piece."""
+        """The same examples, piece by piece, and those before the first of them."""
         config = self.config
         return EncodedTask(
             self.task,
             self.tokenizer,
             config.eval.split,
-            config.eval.examples,
+            config.eval.first + config.eval.examples,
             lengths=config.data.lengths,
             max_segments=config.data.max_segments,
             max_answer=config.data.max_answer,

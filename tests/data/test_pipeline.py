@@ -154,6 +154,13 @@ class Uneven(Counted):
         return Example("", (" v1 = 2 ;",), " v1" * (1 + index * 7 % 5) + " ?", " 2", group="a", uid=str(index))
 
 
+class Twenty(Uneven):
+    """Of which there are twenty."""
+
+    def examples(self, split: Split, count: int | None = None) -> Sequence[Example]:
+        return super().examples(split, min(20, count or 20))
+
+
 def fixed_lengths(batch: Batch) -> np.ndarray:
     return np.sum((batch.role != Role.PAD) & (batch.role != Role.CONTEXT), axis=1)
 
@@ -170,7 +177,21 @@ def test_an_ordered_stream_has_prompts_of_like_length_together_and_repeats():
 def test_evaluation_reads_prompts_of_like_length_together():
     batches, examples = eval_batches(Uneven(), TOKENIZER, "test", 20, batch_size=4, lengths=(16,), max_segments=1)
     assert [set(fixed_lengths(batch)) for batch in batches] == [{n} for n in (3, 4, 5, 6, 7)]
-    assert [example.uid for example in examples] == [str(i) for i in range(20)]
+    assert {i: example.uid for i, example in examples.items()} == {i: str(i) for i in range(20)}
+
+
+def test_evaluation_may_begin_at_a_later_example():
+    options = {"batch_size": 4, "lengths": (16,), "max_segments": 1}
+    batches, examples = eval_batches(Uneven(), TOKENIZER, "test", 6, first=3, **options)
+    whole, _ = eval_batches(Uneven(), TOKENIZER, "test", 20, **options)
+    prompts = {int(i): row for batch in whole for i, row in zip(batch.index, batch.tokens)}
+    found = {int(i): row for b in batches for i, row, weight in zip(b.index, b.tokens, b.weight) if weight}
+    assert sorted(found) == list(examples) == list(range(3, 9))
+    for i, row in found.items():
+        np.testing.assert_array_equal(row, prompts[i])
+        assert examples[i].uid == str(i)
+    with pytest.raises(UserError, match=r"config\.eval\.first is 20: split 'test' has 20 examples, counted from 0"):
+        eval_batches(Twenty(), TOKENIZER, "test", 4, first=20, **options)
 
 
 def test_an_epoch_does_not_tokenise_again():
