@@ -6,15 +6,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from rcp.nn.layout import in_context, segment_lengths
-from rcp.nn.pruner import compact
+from rcp.nn.each_segment import each_segment
+from rcp.nn.layout import in_context
 from rcp.nn.reader import Reading
-from rcp.types import Batch, Role
+from rcp.types import Batch
 
-PARTS, MULTIPLE = 4, 32
-"""Prompts are padded to a quarter, a half, three quarters or all of what holds the longest, rounded up to MULTIPLE."""
 Read = Callable[[Batch], Reading]
 """The frozen model on prompts with their gold answers."""
 
@@ -24,19 +22,17 @@ def gains_beside(
 ) -> Float[Array, "batch segments"]:
     """-NLL of the answer, nats a token, with each segment in turn beside the `chosen` context tokens as the context.
 
-    Reads one segment of all examples at a time, so memory does not grow with their number: of every example its
-    shortest first, so that those read together are about as long, padded to the least of a few static lengths.
-
     Args:
       chosen: none of them judges each segment alone.
       length: static, holds any prompt with the chosen tokens and one segment more.
     """
-    return -_with_each(lambda inside: chosen | inside, batch, read, length)
+    always = ~in_context(batch) | chosen
+    return -each_segment(lambda prompts: read(prompts).nll, lambda inside: always | inside, batch, length)
 
 
 def gains_within(batch: Batch, read: Read) -> Float[Array, "batch segments"]:
     """NLL of the answer, nats a token, without each segment in turn: its gain within the whole, up to a constant."""
-    return _with_each(lambda inside: ~inside, batch, read, batch.role.shape[1])
+    return each_segment(lambda prompts: read(prompts).nll, lambda inside: ~inside, batch, batch.role.shape[1])
 
 
 def gains_of_tokens(
@@ -52,18 +48,3 @@ def gains_of_tokens(
     """
     slope = jax.grad(lambda keep: jnp.sum(nll(keep)))(jnp.ones(batch.role.shape, jnp.float32))
     return jnp.where(in_context(batch), -slope, 0.0)
-
-
-def _with_each(context: Callable[[Array], Array], batch: Batch, read: Read, length: int) -> Array:
-    """NLL with the context tokens that `context` makes of each segment's."""
-    order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
-    parts = {-(-length * part // (PARTS * MULTIPLE)) * MULTIPLE for part in range(1, PARTS)}
-    static = [*(n for n in sorted(parts) if n < length), length]
-
-    def one(segment: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        keep = ~in_context(batch) | context(batch.segment == segment[:, None])
-        longest = jnp.max(jnp.sum(keep & (batch.role != Role.PAD), axis=1, dtype=jnp.int32))
-        place = jnp.sum(longest > jnp.array(static[:-1], jnp.int32), dtype=jnp.int32)
-        return jax.lax.switch(place, [lambda n=n: read(compact(batch, keep, n)).nll for n in static])
-
-    return jnp.take_along_axis(jax.lax.map(one, order.T).T, jnp.argsort(order, axis=1), axis=1)

@@ -15,7 +15,7 @@ context tokens, in place of a threshold that meets the budget about; and `rcp.nn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rcp import sampling
 from rcp.nn.cache import KVCache
+from rcp.nn.each_segment import each_segment
 from rcp.nn.layout import context_tokens, in_context, prompt_lengths
 from rcp.nn.pruner import Scores, compact, guaranteed, prune
 from rcp.nn.reader import next_token
@@ -57,15 +58,14 @@ class _Block(NamedTuple):
 def segment_perplexity(model: Any, batch: Batch, length: int) -> Float[Array, "batch segments"]:
     """Log-perplexity of each segment read alone: mean of -log p over its tokens after the first, nats.
 
-    `length` is static and holds the longest segment. One segment of all examples is read at a time.
+    `length` is static and holds the longest segment.
     """
 
-    def one(number: Array) -> Float[Array, " batch"]:
-        piece = compact(batch, batch.segment == number, length)
-        count, information = prompt_lengths(piece), self_information(model, piece)
+    def value(segments: Batch) -> Float[Array, " batch"]:
+        count, information = prompt_lengths(segments), self_information(model, segments)
         return jnp.sum(information, axis=1) / jnp.maximum(count - 1, 1).astype(jnp.float32)
 
-    return jax.lax.map(one, jnp.arange(batch.support.shape[1], dtype=jnp.int32)).T
+    return each_segment(value, lambda inside: inside, batch, length)
 
 
 def compress(
@@ -133,10 +133,14 @@ def _count(there: Bool[Array, "batch n"]) -> Int[Array, " batch"]:
     return jnp.sum(there, axis=1, dtype=jnp.int32)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def _scores(graph: Any, state: Any, batch: Batch, budget: Array, length: int, block: int) -> Scores:
+@partial(jax.jit, static_argnums=(0, 3))
+def _segments(graph: Any, state: Any, batch: Batch, length: int) -> Float[Array, "batch segments"]:
+    return segment_perplexity(nnx.merge(graph, state), batch, length)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _scores(graph: Any, state: Any, batch: Batch, segments: Array, budget: Array, block: int) -> Scores:
     model = nnx.merge(graph, state)
-    segments = segment_perplexity(model, batch, length)
     nothing = jnp.zeros(batch.tokens.shape, jnp.float32)
     pool = prune(Scores(nothing, segments), batch, budget, granularity="two_stage").token_pool
     budget = jnp.clip(budget.astype(jnp.int32), 0, context_tokens(batch))
@@ -146,14 +150,22 @@ def _scores(graph: Any, state: Any, batch: Batch, budget: Array, length: int, bl
 
 @dataclass(frozen=True)
 class LLMLingua(ReaderPolicy):
-    """See the module. `length` as in `segment_perplexity`, `block` as in `compress`."""
+    """See the module. `length` as in `segment_perplexity`, `block` as in `compress`.
+
+    `seen`: the perplexities of a batch's segments, which no budget changes; see `looking_at`.
+    """
 
     name = "llmlingua"
     granularity = "two_stage"
     needs_budget = True
     length: int = 0
     block: int = 100
+    seen: Float[Array, "batch segments"] | None = None
+
+    def looking_at(self, batch: Batch, *, anew: bool = False) -> LLMLingua:
+        return replace(self, seen=jax.block_until_ready(_segments(self.graph, self.state, batch, self.length)))
 
     def scores(self, batch: Batch, *, key: Array, budget: Array | None = None) -> Scores:
         assert budget is not None, "this policy's scores depend on the budget"
-        return _scores(self.graph, self.state, batch, budget, self.length, self.block)
+        segments = _segments(self.graph, self.state, batch, self.length) if self.seen is None else self.seen
+        return _scores(self.graph, self.state, batch, segments, budget, self.block)
