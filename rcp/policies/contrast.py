@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rcp.nn.each_segment import each_segment
 from rcp.nn.layout import in_context, places
 from rcp.nn.pruner import Scores, compact
 from rcp.nn.scorer import question_first
@@ -46,6 +47,13 @@ def _of_tokens(rows: Float[Array, "segments batch row"], batch: Batch, first: Ar
     return jnp.where(in_context(batch), jnp.take_along_axis(by_example, index, axis=1), 0.0)
 
 
+def _likelihood(pieces: Batch, information: Float[Array, "batch tokens"]) -> Float[Array, " batch"]:
+    """Mean log-probability of the question's tokens, nats; `information` as in `self_information`."""
+    question = pieces.role == Role.QUESTION
+    count = jnp.maximum(jnp.sum(question, axis=1, dtype=jnp.float32), 1.0)
+    return -jnp.sum(jnp.where(question, information, 0.0), axis=1) / count
+
+
 def contrast(model: Any, batch: Batch, length: int, *, whole: bool = False) -> Scores:
     """The two scores of the module, nats. `length` is static and holds the question with the longest segment.
 
@@ -53,23 +61,26 @@ def contrast(model: Any, batch: Batch, length: int, *, whole: bool = False) -> S
     alone, since the reader is causal; and the question and then the segment. Only the first where segments are kept
     `whole`: then tokens have the score of their segment.
     """
+    if whole:
+
+        def read(pieces: Batch) -> Float[Array, " batch"]:
+            return _likelihood(pieces, self_information(model, pieces))
+
+        asks = jnp.asarray(batch.role) == Role.QUESTION
+        return spread_segments(each_segment(read, lambda inside: inside | asks, batch, length), batch)
     order, _ = question_first(batch)
     turned = _in_this_order(batch, order)
 
     def beside_question(prompts: Batch, number: Array) -> Batch:
         return compact(prompts, (prompts.segment == number) | (prompts.role == Role.QUESTION), length)
 
-    def one(number: Array) -> tuple[Array, Array | None, Array]:
+    def one(number: Array) -> tuple[Array, Array, Array]:
         piece = beside_question(batch, number)
-        alone, question = self_information(model, piece), piece.role == Role.QUESTION
-        count = jnp.maximum(jnp.sum(question, axis=1, dtype=jnp.float32), 1.0)
-        asked = None if whole else self_information(model, beside_question(turned, number))
-        return alone, asked, -jnp.sum(jnp.where(question, alone, 0.0), axis=1) / count
+        alone = self_information(model, piece)
+        return alone, self_information(model, beside_question(turned, number)), _likelihood(piece, alone)
 
     numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
     alone, asked, likely = jax.lax.map(one, numbers)
-    if asked is None:
-        return spread_segments(likely.T, batch)
     size = jnp.sum(batch.role == Role.QUESTION, axis=1, dtype=jnp.int32)
     tokens = _of_tokens(alone, batch, jnp.zeros_like(size)) - _of_tokens(asked, batch, size)
     return Scores(tokens=jnp.where(places(batch) == 0, 0.0, tokens), segments=likely.T)
