@@ -1,22 +1,22 @@
-"""Every gradient estimator of `rcp.sampling` against the exact gradient of its own distribution.
+"""Every gradient estimator of `rcp.sampling` against the exact gradient of its own distribution, and the end task.
 
     rcp tables estimators [--output=runs/estimators] [--samples=16] [--repeats=5000] [--seeds=0,1,2]
 
 Two problems with a random reward of interacting tokens, R(z) = c + b.z + z.A.z / 2: a small one whose gradient is
 enumerated (all ordered draws, float64), and a large one whose gradient is the mean of a very large number of
-leave-one-out draws, with its own standard error. Every finished cell (problem, seed, estimator) is written to
-OUTPUT/cells at once and not computed again; a cell of other settings, or a damaged one, is. Writes report.md, .csv,
-.tex and .png; what the columns say stands in the report. About 5 minutes on 2 cores.
+leave-one-out draws, with its own standard error. Then a pruner for *chain* is trained under each estimator, with a
+reader that is trained once (`experiments.estimators_task`). Every finished cell (problem, seed, estimator) is written
+to OUTPUT/cells at once and not computed again; a cell of other settings, or a damaged one, is. Writes report.md, .csv,
+.tex and .png, task.csv and .png; what the columns say stands in the report. About 30 minutes on 2 cores, 5 of them
+without the end task.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from jaxtyping import Array, Float
 
 from experiments.estimators_problem import Problem, Truth, enumerated, reward
 from experiments.estimators_report import write_report
+from experiments.estimators_task import task_rows
+from experiments.json_cell import cell
 from rcp import sampling
 from rcp.sampling import ESTIMATORS
 from rcp.types import UserError
@@ -109,24 +111,6 @@ def fastest(problem: Problem, timings: int, **settings) -> float:
     return min(seconds[1:])  # the first compiles; other programs of the machine only ever add
 
 
-def cell(path: Path, settings: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The finished cell at `path`, or else computes it and writes it, whole or not at all."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] == settings and isinstance(found["values"], dict) and found["values"]:
-            return found["values"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # missing, partial or not ours: computed anew
-    start = time.perf_counter()
-    values = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps({"settings": settings, "values": values}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial_path, path)
-    print(f"{path.parent.name} {path.stem}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    return values
-
-
 def variants(temperatures: Sequence[float], steps: Sequence[float]) -> dict[str, dict[str, Any]]:
     """Label -> arguments of `estimate`; an estimator with a setting has one row for each of its values."""
     rows: dict[str, dict[str, Any]] = {}
@@ -202,6 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--reference-draws", type=int, default=1_000_000, help="draws of its reference gradients (default %(default)s)")
     add("--temperatures", type=numbers, default=[0.1, 0.5, 1.0], help="of the relaxations (default 0.1,0.5,1)")
     add("--steps", type=numbers, default=[0.1, 1.0], help="of I-MLE (default 0.1,1)")
+    add("--task-config", default="configs/chain.py:rl", help='of the end task; "": without it (default: %(default)s)')
+    add("--task-steps", type=int, default=160, help="training steps of the end task (default %(default)s)")
+    add("--task-samples", type=int, default=8, help="draws of one estimate there (default %(default)s)")
+    add("--task-seeds", type=integers, default=[0, 1], help="of the draws and the order of examples there (0,1)")
+    add("--task-temperatures", type=numbers, default=[0.5], help="of the relaxations there (default 0.5)")
+    add("--task-steps-imle", type=numbers, default=[1.0], help="of I-MLE there (default 1)")
     add("--timings", type=int, default=20, help="timed calls; the fastest counts (default %(default)s)")
     arguments = parser.parse_args(argv)
     try:
@@ -209,7 +199,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"estimators: {error}", file=sys.stderr)
         return 2
-    print(write_report(arguments.output, grid(arguments)), end="")
+    rows, task = grid(arguments), []
+    if arguments.task_config:
+        chosen = variants(arguments.task_temperatures, arguments.task_steps_imle)
+        work = (arguments.task_config, arguments.task_steps, arguments.task_samples, arguments.task_seeds)
+        task = task_rows(chosen, arguments.output / "cells" / "task", *work)
+    print(write_report(arguments.output, rows, task), end="")
     return 0
 
 
@@ -229,8 +224,10 @@ def check(arguments: argparse.Namespace) -> None:
     for name, bound in least.items():
         if getattr(arguments, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} must be at least {bound}")
-    if min([*arguments.temperatures, *arguments.steps]) <= 0:
-        raise UserError("--temperatures and --steps must be positive")
+    if min([*arguments.temperatures, *arguments.steps, *arguments.task_temperatures, *arguments.task_steps_imle]) <= 0:
+        raise UserError("temperatures and steps of I-MLE must be positive")
+    if arguments.task_config and (arguments.task_steps < 1 or arguments.task_samples < 2):
+        raise UserError("--task-steps must be at least 1 and --task-samples at least 2")
 
 
 if __name__ == "__main__":

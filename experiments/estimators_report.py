@@ -20,6 +20,15 @@ of the covariance of one estimate / |g|^2. cosine: of one estimate with g, mean;
 Several seeds: means (bias: root of the mean square; z: sum / sqrt(seeds)). ms: the fastest of several calls, one
 estimate each. A number after a name: its temperature, or the step of I-MLE.
 """
+TASK_EXPLANATION = """\
+A pruner trained by the estimate alone: reward 1 / (1 + NLL of the answer), the same scorer, examples and optimizer for
+all. Exact match (teacher-forced) and NLL of the test examples at the best quarter of the segments, 95 % bootstrap
+intervals over the examples; several seeds side by side. Last rewards: mean of the draws over the last tenth of the
+steps (of relaxed masks where the estimator draws such). random, needed: nothing is trained, segments at random, and
+those that the task says are needed first. Seconds a step: the median, the least of the seeds.
+"""
+TASK_HEADERS = ("estimator", "exact match", "NLL", "last rewards", "s a step")
+TASK_COLUMNS = ("estimator", "seed", "config", "steps", "samples", "exact_match", "low", "high", "nll", "n", "seconds")
 HEADERS = ("estimator", "of", "unbiased", "bias", "z", "variance", "cosine", "of mean", "ms")
 SHORT = {"plackett-luce": "PL", "conditional-bernoulli": "CB"}
 COLUMNS = ("tokens", "keep", "seed", "estimator", "distribution", "unbiased", "differentiates", "samples", "repeats")
@@ -83,11 +92,13 @@ def cells(row: Row) -> list[str]:
 def console(rows: Sequence[Row]) -> str:
     parts = []
     for of_size in problems(rows).values():
-        table = [list(HEADERS), *(cells(row) for row in of_size)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(HEADERS))]
-        lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in table]
-        parts.append("\n".join([title(of_size), *lines]) + "\n")
+        parts.append(f"{title(of_size)}\n{_in_columns([HEADERS, *(cells(row) for row in of_size)])}\n")
     return "\n".join(parts)
+
+
+def _in_columns(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in table)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -147,16 +158,79 @@ def _draw(axis: Any, rows: Sequence[Row], colour: str) -> None:
         axis.annotate(setting, (place, row["variance"]), (4, 4), textcoords="offset points", fontsize=7)
 
 
-def write_report(folder: Path, rows: Sequence[Row]) -> str:
-    """Writes report.md, .csv, .tex and .png; returns the table for the console."""
+def write_report(folder: Path, rows: Sequence[Row], task: Sequence[Row]) -> str:
+    """Writes report.md, .csv, .tex and .png, of the end task task.csv and task.png; returns the tables for the console.
+
+    `task`: rows of `experiments.estimators_task`, or none.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(rows), encoding="utf-8")
+    body = task_table(task)
+    text = markdown(rows)
+    if task:
+        lines = [f"| {' | '.join(line)} |" for line in (TASK_HEADERS, ("---",) * len(TASK_HEADERS), *body)]
+        text += "\n".join(["", f"## {task_title(task)}", "", TASK_EXPLANATION, *lines, ""])
+        _write_csv(folder / "task.csv", TASK_COLUMNS, task)
+        FigureCanvasAgg(curves(task)).print_png(str(folder / "task.png"))
+    (folder / "report.md").write_text(text, encoding="utf-8")
     (folder / "report.tex").write_text(latex(rows), encoding="utf-8")
-    with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS + VALUES)
-        writer.writerows([row[name] for name in COLUMNS + VALUES] for row in rows)
+    _write_csv(folder / "report.csv", COLUMNS + VALUES, rows)
     FigureCanvasAgg(figure(rows)).print_png(str(folder / "report.png"))
-    return console(rows)
+    shown = console(rows)
+    return shown + (f"\n{task_title(task)}\n{_in_columns([TASK_HEADERS, *body])}\n" if task else "")
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row.get(name, "") for name in columns] for row in rows)
+
+
+def task_title(rows: Sequence[Row]) -> str:
+    work = next((row for row in rows if "steps" in row), rows[0])
+    trained = f", {work['steps']} steps, {work['samples']} draws an estimate" if "steps" in work else ""
+    return f"The end task: {work['config']}, a quarter of the segments kept{trained}, n = {work['n']}"
+
+
+def task_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """A line a reference or estimator, its seeds side by side."""
+    out = []
+    for label in dict.fromkeys(row["estimator"] for row in rows):
+        own = [row for row in rows if row["estimator"] == label]
+        exact = " / ".join(f"{row['exact_match']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in own)
+        nll = " / ".join(f"{row['nll']:.3f}" for row in own)
+        learned = [row for row in own if "rewards" in row]
+        rewards = " / ".join(f"{_last(row['rewards']):.3f}" for row in learned)
+        seconds = f"{min(row['seconds'] for row in learned):.3f}" if learned else ""
+        out.append((label, exact, nll, rewards, seconds))
+    return out
+
+
+def _last(rewards: Sequence[float]) -> float:
+    """Mean of the last tenth of the steps."""
+    tail = rewards[-max(len(rewards) // 10, 1) :]
+    return sum(tail) / len(tail)
+
+
+def curves(rows: Sequence[Row]) -> Any:
+    """Mean reward of the draws against the step, the mean of ten steps, a line an estimator; seeds alike."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axis = fig.subplots()
+    labels = list(dict.fromkeys(row["estimator"] for row in rows if "rewards" in row))
+    for row in rows:
+        if "rewards" in row:
+            window = min(10, len(row["rewards"]))
+            ends = range(window, len(row["rewards"]) + 1)
+            means = [sum(row["rewards"][end - window : end]) / window for end in ends]
+            number = labels.index(row["estimator"])
+            first = row["seed"] == min(other["seed"] for other in rows)
+            style = "--" if number >= 10 else "-"
+            axis.plot(ends, means, style, color=f"C{number % 10}", label=row["estimator"] if first else None)
+    axis.set(xlabel="step", ylabel="mean reward of the draws, 10 steps")
+    axis.grid(alpha=0.25)
+    fig.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return fig

@@ -14,7 +14,7 @@ from experiments.estimators_problem import Problem, enumerated
 from tests.sampling import enumeration as exact
 
 TINY = ["--samples=4", "--repeats=200", "--seeds=0", "--tokens=4", "--keep=2", "--large-tokens=0", "--timings=1"]
-TINY += ["--temperatures=0.5", "--steps=1"]
+TINY += ["--temperatures=0.5", "--steps=1", "--task-config="]
 
 
 @pytest.mark.parametrize("distribution", ["plackett-luce", "conditional-bernoulli"])
