@@ -4,9 +4,9 @@
 
 Frozen-model work is what any method of this kind pays: the early features, and the reading of prompts that are already
 as short as the draws make them. The rest is the sampler, compaction, the scorer forward and backward (once for each of
-`policy.updates`), the objectives and the optimizer. Both are compiled, run in turn on the same batch (which of the two
-is first changes every time), and compared by the median of the per-repeat ratios. The target is a ratio of at most
-1.25. For configs of a pretrained model and an objective that draws (facts: both, rl).
+`policy.updates`), the objectives and the optimizer. What a run computes once (`train.prepare`) is looked up, in tables
+of zeros, in both. Both are compiled, run in turn on the same batch (which of the two is first changes every time), and
+compared by the median of the per-repeat ratios. The target is a ratio of at most 1.25. For configs of a pretrained model and an objective that draws (facts: both, rl; rcp_math).
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import jax.numpy as jnp
 from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.nn import pruner
+from rcp.nn.layout import context_tokens
 from rcp.nn.pruner import Scores
 from rcp.train.build import Build, build
 from rcp.train.parallel import use_compile_cache
+from rcp.train.table import TABLES
 from rcp.types import Batch
 
 TARGET = 1.25
@@ -48,11 +50,13 @@ def frozen_work(built: Build) -> Callable[..., Any]:
 
 
 def draw(config: Config, batch: Batch, length: int) -> Batch:
-    """`policy.samples` different draws of each prompt at the highest keep rate, compacted to the step's own length."""
+    """`policy.samples` different draws of each prompt at the largest budget, compacted to the step's own length."""
     scores = Scores(jnp.zeros(batch.tokens.shape), jnp.zeros(batch.support.shape))
-    budget = pruner.budget_of_rate(batch, max(config.budget.keep_rates))
-    if config.budget.keep_tokens is not None:
-        budget = jnp.full_like(budget, max(config.budget.keep_tokens))
+    budget = context_tokens(batch)
+    if config.budget.keep_tokens:
+        budget = jnp.minimum(budget, max(config.budget.keep_tokens))
+    else:
+        budget = pruner.budget_of_rate(batch, max(config.budget.keep_rates))
 
     def one(key: jax.Array) -> Batch:
         keys = jax.random.split(key, len(batch.tokens))
@@ -90,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"{arguments.config} draws no masks: expected one of {', '.join(sorted(DRAWING))}")
     built = build(config)
     stage = built.stages[-1]
-    state, frozen = jax.device_put((stage.init_state(None), stage.frozen(None)))
+    tables = {s.name: s.init_state(None).params[s.name] for s in built.stages if s.name in TABLES}
+    state, frozen = jax.device_put((stage.init_state(None), stage.frozen(tables or None)))
     batch = jax.tree.map(jnp.asarray, next(stage.make_pipeline()))
     step = jax.jit(lambda s, f, b: stage.step(s, f, b, axis_name=None))
     work, prompts = frozen_work(built), draw(config, batch, built.pruned_lengths(batch.tokens.shape[1])[0])

@@ -34,6 +34,8 @@ from rcp.policies.base import ReaderPolicy
 from rcp.policies.perplexity import self_information
 from rcp.types import Batch, Role
 
+CACHE_PARTS = (4, 2, 1)
+"""The compressed text is read in a cache of a quarter, half or all of the prompt's slots: the least that holds it."""
 KEPT = 1e4  # nats above any self-information: tokens that the iteration kept stand before all others
 
 
@@ -112,15 +114,19 @@ def compress(
     def skip(past: _Read, part: _Block) -> tuple[_Read, tuple[Array, Array]]:
         return past, (part.there, jnp.zeros(part.there.shape, jnp.float32))
 
-    none = jnp.zeros(rows, jnp.int32)
-    start = _Read(
-        model.new_cache(rows, count * block), jnp.zeros((rows, model.config.d_model), jnp.float32), none, none
-    )
-    _, (keep, information) = jax.lax.scan(
-        lambda past, part: jax.lax.cond(jnp.any(part.there), step, skip, past, part),
-        start,
-        _Block(*(in_blocks(x) for x in whole)),
-    )
+    def behind(capacity: int) -> tuple[Array, Array]:
+        """All blocks, the compressed text in a cache of so many slots."""
+        none, last = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, model.config.d_model), jnp.float32)
+        start, blocks = _Read(model.new_cache(rows, capacity), last, none, none), _Block(*map(in_blocks, whole))
+        return jax.lax.scan(
+            lambda past, part: jax.lax.cond(jnp.any(part.there), step, skip, past, part), start, blocks
+        )[1]
+
+    fixed = _count(read & ~pool) + _count(guaranteed(text) & in_context(text))
+    longest = jnp.max(fixed + jnp.minimum(budget, _count(pool)))  # of the compressed texts, at most
+    capacities = sorted({-(-count // part) * block for part in CACHE_PARTS})
+    place = jnp.sum(longest + block > jnp.array(capacities[:-1], jnp.int32), dtype=jnp.int32)
+    keep, information = jax.lax.switch(place, [partial(behind, capacity) for capacity in capacities])
     place = jnp.maximum(jnp.cumsum(read, axis=1, dtype=jnp.int32) - 1, 0)
 
     def of_prompt(blocks: Array) -> Array:
