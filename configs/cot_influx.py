@@ -54,6 +54,6 @@ def get_config(variant: str = "small") -> ConfigDict:
     c.policy = {"samples": 1 if published else 2, "baseline": "moving_average", "baseline_decay": 0.8}
     c.reward = {"kind": "cot_influx", "exact_match": 1.0, "likelihood": 1.0, "window": 2048 if published else 320}
     c.optim = {"learning_rate": 3e-4, "warmup_steps": 10}
-    c.train = {"steps": 3200 if published else 90, "log_every": 1, "checkpoint_every": 100 if published else 15}
+    c.train = {"steps": 3225 if published else 90, "log_every": 1, "checkpoint_every": 100 if published else 15}
     c.eval = {"draw": "sample", "keep_rates": (), "examples": 128, "batch_size": 8, "decode": 256 if published else 0}
     return c

@@ -6,7 +6,8 @@ Frozen-model work is what any method of this kind pays: the early features, and 
 as short as the draws make them. The rest is the sampler, compaction, the scorer forward and backward (once for each of
 `policy.updates`), the objectives and the optimizer. What a run computes once (`train.prepare`) is looked up, in tables
 of zeros, in both. Both are compiled, run in turn on the same batch (which of the two is first changes every time), and
-compared by the median of the per-repeat ratios. The target is a ratio of at most 1.25. For configs of a pretrained model and an objective that draws (facts: both, rl; rcp_math).
+compared by the median of the per-repeat ratios. The target is a ratio of at most 1.25. For configs of a pretrained
+model and an objective that draws (facts: both, rl; rcp_math).
 """
 
 from __future__ import annotations
