@@ -196,14 +196,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check(arguments)
+        rows, task = grid(arguments), []
+        if arguments.task_config:
+            chosen = variants(arguments.task_temperatures, arguments.task_steps_imle)
+            work = (arguments.task_config, arguments.task_steps, arguments.task_samples, arguments.task_seeds)
+            task = task_rows(chosen, arguments.output / "cells" / "task", *work)
     except UserError as error:
         print(f"estimators: {error}", file=sys.stderr)
         return 2
-    rows, task = grid(arguments), []
-    if arguments.task_config:
-        chosen = variants(arguments.task_temperatures, arguments.task_steps_imle)
-        work = (arguments.task_config, arguments.task_steps, arguments.task_samples, arguments.task_seeds)
-        task = task_rows(chosen, arguments.output / "cells" / "task", *work)
     print(write_report(arguments.output, rows, task), end="")
     return 0
 

@@ -88,28 +88,28 @@ def logits_of(task: Task, scorer: Any, batch: Batch) -> Float[Array, "batch segm
     return jnp.where(segment_exists(batch), scores, -jnp.inf)
 
 
+def gradients(task: Task, logits: Array, batch: Batch, key: Array, samples: int, **chosen: Any) -> sampling.Estimate:
+    """Of every example's expected reward with respect to its logits, [batch, segments], from so many draws each."""
+
+    def of_one(key: Array, logits: Array, count: Array, example: Batch) -> sampling.Estimate:
+        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape)), example)
+
+        def reward(masks: Array) -> Array:
+            return 1.0 / (1.0 + read(task, repeated, masks).nll)
+
+        return sampling.estimate(
+            key=key, logits=logits, k=count, reward=reward, samples=samples, max_k=logits.shape[0], **chosen
+        )
+
+    return jax.vmap(of_one)(jax.random.split(key, len(logits)), logits, kept_segments(batch), batch)
+
+
 def make_step(task: Task, optimizer: optax.GradientTransformation, samples: int, **chosen: Any) -> Callable[..., Any]:
     """(scorer, optimizer state, batch, key) -> the same two after a step, and the mean reward; compiled."""
 
-    def gradients(logits: Array, batch: Batch, key: Array) -> sampling.Estimate:
-        """Of every example, [batch, segments]."""
-
-        def of_one(key: Array, logits: Array, count: Array, example: Batch) -> sampling.Estimate:
-            repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape)), example)
-
-            def reward(masks: Array) -> Array:
-                return 1.0 / (1.0 + read(task, repeated, masks).nll)
-
-            width = logits.shape[0]
-            return sampling.estimate(
-                key=key, logits=logits, k=count, reward=reward, samples=samples, max_k=width, **chosen
-            )
-
-        return jax.vmap(of_one)(jax.random.split(key, len(logits)), logits, kept_segments(batch), batch)
-
     def step(scorer: Any, moments: Any, batch: Batch, key: Array) -> tuple[Any, Any, Array]:
         logits, pull = jax.vjp(lambda params: logits_of(task, params, batch), scorer)
-        found = gradients(logits, batch, key)
+        found = gradients(task, logits, batch, key, samples, **chosen)
         updates, moments = optimizer.update(pull(-found.gradient / len(logits))[0], moments, scorer)
         return optax.apply_updates(scorer, updates), moments, jnp.mean(found.reward_mean)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import estimators
+from experiments import estimators, estimators_task
 from experiments.estimators_problem import Problem, enumerated
+from rcp.data.pipeline import eval_batches
+from tests.evaluate.own_data import ROOT
 from tests.sampling import enumeration as exact
 
 TINY = ["--samples=4", "--repeats=200", "--seeds=0", "--tokens=4", "--keep=2", "--large-tokens=0", "--timings=1"]
@@ -58,6 +63,70 @@ def test_writes_the_report_and_resumes_cell_by_cell(three, tmp_path: Path, capsy
     assert estimators.main(arguments) == 0
     again = capsys.readouterr().err
     assert "conditional-loo" in again and "reinforce-loo" in again and "relaxed" not in again
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[estimators_task.Task, Path]:
+    """That of configs/smoke.py, and the folder of its reader."""
+    folder = tmp_path_factory.mktemp("task")
+    return estimators_task.task_of(f"{ROOT}/configs/smoke.py", folder), folder
+
+
+def test_the_end_task_is_trained_under_each_estimator(
+    trained: tuple[estimators_task.Task, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    kinds = {name: estimators.ESTIMATORS[name] for name in ("reinforce-loo", "relaxed-threshold")}
+    monkeypatch.setattr(estimators, "ESTIMATORS", kinds)
+    shutil.copytree(trained[1], tmp_path / "cells" / "task" / "reader")
+    config = f"--task-config={ROOT}/configs/smoke.py"
+    arguments = [f"--output={tmp_path}", *TINY, config, "--task-steps=3", "--task-samples=2", "--task-seeds=0"]
+    assert estimators.main(arguments) == 0
+    first = capsys.readouterr()
+    assert "The end task: smoke, a quarter of the segments kept, 3 steps, 2 draws an estimate, n = 32" in first.out
+    with (tmp_path / "task.csv").open() as file:
+        rows = {row["estimator"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["random", "needed", "reinforce-loo", "relaxed-threshold 0.5"]
+    assert all(0 <= float(row["low"]) <= float(row["exact_match"]) <= float(row["high"]) <= 1 for row in rows.values())
+    assert rows["random"]["steps"] == "" and rows["reinforce-loo"]["steps"] == "3"
+    cell = json.loads((tmp_path / "cells" / "task" / "seed0" / "reinforce-loo.json").read_text())
+    assert len(cell["values"]["rewards"]) == 3 and all(0 < reward < 1 for reward in cell["values"]["rewards"])
+    assert (tmp_path / "task.png").read_bytes().startswith(b"\x89PNG")
+    assert "## The end task" in (tmp_path / "report.md").read_text()
+
+    assert estimators.main(arguments) == 0  # the reader is not trained again, nor anything else
+    assert capsys.readouterr() == (first.out, "")
+    assert estimators.main([f"--output={tmp_path}", *TINY, f"--task-config={ROOT}/configs/facts.py"]) == 2
+    assert "expected a config of a model from scratch, not smollm2" in capsys.readouterr().err
+
+
+def test_the_gradient_of_the_end_task_is_that_of_the_expected_reward(trained: tuple[estimators_task.Task, Path]):
+    """Of one step's logits, against the sum over all sets of the segments that could be drawn."""
+    task, _ = trained
+    batches, _ = eval_batches(
+        task.built.task, task.built.tokenizer, "train", 2, batch_size=2, lengths=(40,), max_segments=8, max_answer=1
+    )
+    batch = jax.tree.map(jnp.asarray, batches[0])
+    logits = np.asarray(estimators_task.logits_of(task, task.scorer, batch))
+    there, count = np.isfinite(logits), np.asarray(estimators_task.kept_segments(batch))
+    assert (count == np.maximum(there.sum(1) // 4, 1)).all()
+    found = estimators_task.gradients(task, jnp.asarray(logits), batch, jax.random.key(0), 4000, name="conditional-loo")
+    for row in range(2):
+        own = np.flatnonzero(there[row])
+        masks = exact.subsets(len(own), int(count[row])).astype(np.float32)
+        wide = np.zeros((len(masks), logits.shape[1]), np.float32)
+        wide[:, own] = masks
+        repeated = jnp.full(len(masks), row)
+        one = jax.tree.map(lambda x, rows=repeated: x[rows], batch)
+        rewards = 1 / (1 + np.asarray(estimators_task.read(task, one, jnp.asarray(wide)).nll, np.float64))
+
+        def value(theta, rewards=rewards, own=own, row=row):
+            return exact.conditional_bernoulli_sets(theta, int(count[row])) @ rewards
+
+        expected = exact.gradient(value, logits[row, own].astype(np.float64))
+        np.testing.assert_allclose(found.gradient[row, own], expected, atol=0.1 * np.abs(expected).max() + 1e-6)
 
 
 def test_a_reference_by_brute_force_agrees_with_enumeration():
