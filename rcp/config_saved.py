@@ -31,19 +31,21 @@ def differences(before: Config, now: Config) -> list[str]:
     ]
 
 
-def save_config(config: Config, workdir: Path, *, writing: bool = True) -> None:
+def save_config(config: Config, workdir: Path, *, begun: bool = True, writing: bool = True) -> None:
     """Writes `workdir/config.json`, after a check of a resumed run's configuration against the one there.
 
     What names this process among several is left out: it says nothing about the run, and evaluation is one process.
 
     Args:
+      begun: whether anything that was trained is kept there. Where nothing is, the configuration there was refused or
+        stopped before its first checkpoint: it decides nothing and is written over.
       writing: False only checks (for all processes but the first).
 
     Raises:
       UserError: the folder holds a run of another configuration; the message names the keys that differ.
     """
     path = workdir / "config.json"
-    if path.exists():
+    if begun and path.exists():
         before = load_config(path)
         differ = differences(before, config)
         if config.train.steps < before.train.steps:

@@ -106,9 +106,9 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
         where this one has not begun them and both agree on what decides them.
 
     Raises:
-      UserError: the folder holds a run of another config, or an exported one; `optim.max_nonfinite` steps in a row
-        were not finite (step and the term are named); the batch does not divide over the devices; no checkpoint
-        can be read; of `prepared` nothing fits, or a stage that does is not finished or of other weights.
+      UserError: the folder holds checkpoints of another config, or an exported run; `optim.max_nonfinite` steps in
+        a row were not finite (step and the term are named); the batch does not divide over the devices; no
+        checkpoint can be read; of `prepared` nothing fits, or a stage that does is not finished or of other weights.
     """
     workdir = Path(workdir)
     if is_export(workdir):
@@ -122,7 +122,7 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
             print(text, file=sys.stderr, flush=True)
 
     taken = _finished_elsewhere(stages, config, workdir, Path(prepared), say) if prepared is not None else []
-    save_config(config, workdir, writing=first)
+    save_config(config, workdir, begun=_begun(workdir), writing=first)
     while taken:  # each is let go of once it is written: tables may be large
         stage, end = taken.pop(0)
         checkpoints = _checkpoints(stage, config, workdir)
@@ -300,6 +300,11 @@ def _reached(stages: Sequence[Stage], workdir: Path) -> dict[str, int]:
             reached[stage.name] = begin + step
         begin += stage.steps
     return reached
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether a stage has a checkpoint, also one that this config does not have."""
+    return any(newest_step(folder) for folder in (workdir / "checkpoints").glob("*") if folder.is_dir())
 
 
 def _folder(workdir: Path, stage: Stage) -> Path:

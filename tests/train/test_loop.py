@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rcp.config import Config, EvalConfig, ParallelConfig
-from rcp.config_file import from_dict
+from rcp.config_file import from_dict, load_config
 from rcp.config_saved import save_config
 from rcp.train.loop import _reached, restore, run
 from rcp.types import UserError
@@ -217,6 +217,22 @@ def test_another_config_in_the_same_folder_names_the_keys(alone):
     with pytest.raises(UserError, match=r"run of another config(.|\n)*config.seed: 0 there, 5 now"):
         run(toy_stages(), wrong, workdir)
     run(toy_stages(), config, workdir)
+
+
+def test_a_config_without_a_checkpoint_may_be_mended(tmp_path):
+    """A run that was refused as it began, and told what to change, has written its config already."""
+
+    def refused():
+        raise UserError("raise config.data.lengths")
+
+    stages = toy_stages()
+    with pytest.raises(UserError, match=r"raise config.data.lengths"):
+        run([replace(stages[0], make_pipeline=refused), *stages[1:]], one_device(), tmp_path)
+    mended = replace(one_device(), seed=5)
+    assert run(stages, mended, tmp_path).finished
+    assert load_config(tmp_path / "config.json").seed == 5
+    with pytest.raises(UserError, match=r"run of another config"):
+        run(stages, one_device(), tmp_path)
 
 
 def test_a_nan_now_and_then_is_survived_and_many_stop_the_run(tmp_path):
