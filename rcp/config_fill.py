@@ -56,7 +56,8 @@ def plain(value: Any) -> Any:
 
 
 def _coerce(value: Any, hint: Any, name: str, where: Callable[[str], str]) -> Any:
-    """`value` as the type `hint`: exact but for int -> float, list -> tuple, and one value for a tuple of one."""
+    """`value` as the type `hint`: exact but for int -> float, list -> tuple, and for a tuple also one value alone or
+    texts in one with commas between them, as a flag gives them ("ours,bm25")."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     wrong = UserError(f"config key {name}{where(name)} should be {_spell(hint)}, not {value!r}")
     if hint is Any:
@@ -71,6 +72,8 @@ def _coerce(value: Any, hint: Any, name: str, where: Callable[[str], str]) -> An
             raise UserError(f"config key {name}{where(name)} should be one of {', '.join(args)}, not {value!r}{near}")
         return value
     if origin is tuple:
+        if isinstance(value, str) and args[0] is str:
+            value = [item.strip() for item in value.split(",") if item.strip()] or [value]
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(item, args[0], name, where) for item in items)
     if origin in (dict, Mapping):

@@ -87,6 +87,12 @@ def test_flags_win_and_are_typed(path):
     assert config.data.train_examples is None
 
 
+@pytest.mark.parametrize("text", ["ours,bm25", "ours, bm25,", "['ours','bm25']", "('ours', 'bm25')"])
+def test_several_names_in_one_flag(path, text):
+    assert load_config(path, [f"--config.eval.methods={text}"]).eval.methods == ("ours", "bm25")
+    assert load_config(path, ["--config.eval.methods=ours"]).eval.methods == ("ours",)
+
+
 def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
     flags = ["--config.task.path=mine.jsonl", "--config.task.name=jsonl"]
     assert load_config(path, flags).task.fields == {"path": str(Path("mine.jsonl").absolute())}
@@ -121,6 +127,8 @@ def test_a_flag_that_names_another_task_drops_the_keys_of_the_files_task(path):
         ("warm_start.steps=5", r"config.warm_start.objectives .* one or more where warm_start.steps > 0"),
         ("objectives.nll=high", r"config.objectives.nll .* should be a weight or a section"),
         ("eval.methods=['ours','bm52']", r"unknown method 'bm52' in config.eval.methods .*; did you mean bm25\?"),
+        ("eval.methods=ours,bm52", r"unknown method 'bm52' in config.eval.methods .*; did you mean bm25\?"),
+        ("eval.methods=", r"unknown method '' in config.eval.methods"),
         ("data.lengths=[64,32]", r"config.data.lengths .* should be ascending"),
         ("reader.lengths=[0]", r"config.reader.lengths .* should be ascending"),
         ("model.n_kv_heads=0", r"config.model.n_kv_heads .* should be above 0"),
@@ -220,6 +228,9 @@ def test_a_run_keeps_its_config(path, tmp_path):
     other = load_config(path, ["train.steps=400", "task.hops=2", "objectives.entropy=1"])
     with pytest.raises(UserError) as error:
         save_config(other, tmp_path / "run")
+    save_config(other, tmp_path / "empty")
+    save_config(config, tmp_path / "empty", begun=False)
+    assert load_config(tmp_path / "empty" / "config.json") == config
     assert "config.task.hops: [1, 2] there, 2 now" in str(error.value)
     assert "config.objectives.entropy.weight: '(not set)' there, 1.0 now" in str(error.value)
 
