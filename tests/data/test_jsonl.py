@@ -40,6 +40,17 @@ def test_context_by_blank_lines_list_or_examples(tmp_path):
     assert task.check(" red.\nmore", first) and not task.check("blue", first) and not task.check("", first)
 
 
+@pytest.mark.parametrize("answer", ["one\n two.\n\nthree.", "one\r\n two.\r\n\r\nthree"])
+def test_an_answer_of_several_lines(tmp_path, answer):
+    """All of its lines count; what follows them does not."""
+    (example,) = Jsonl(test_path=write(tmp_path / "own.jsonl", ROW | {"answer": answer})).examples("test")
+    task = Jsonl(test_path=str(tmp_path / "own.jsonl"))
+    for said in (example.answer, " one\n two.  \n\nthree", "one\n two.\n\nthree.\n\nQuestion: next"):
+        assert task.check(said, example)
+    for said in ("one", "one\ntwo.\n\nthree", "one\n two.", "one\n two.\nthree", "one\n two.\n\nthree more", ""):
+        assert not task.check(said, example)
+
+
 def test_division_of_one_file(tmp_path):
     path = write(tmp_path / "own.jsonl", *(ROW | {"question": f"q{n}"} for n in range(40)), "", "  ")
     parts = [{e.question for e in Jsonl(path).examples(split)} for split in ("train", "validation", "test")]

@@ -106,6 +106,6 @@ def answer_end(task: Task) -> str:
 
 
 def same_text(prediction: str, gold: str) -> bool:
-    """Equal up to outer white space and everything after the first line of the prediction."""
-    lines = prediction.strip().splitlines()
-    return bool(lines) and lines[0].strip() == gold.strip()
+    """Equal up to outer white space, white space before line ends, and whatever lines the prediction has more."""
+    lines, said = ([line.rstrip() for line in text.strip().splitlines()] for text in (gold, prediction))
+    return bool(lines) and said[: len(lines)] == lines

@@ -84,11 +84,15 @@ class Jsonl:
         return None
 
     def check(self, prediction: str, example: Example) -> bool:
-        """Whether the first line of the continuation is the answer, white space and a final full stop apart."""
-        return same_text(self.answer_key(prediction), example.answer.strip().rstrip(". "))
+        """Whether the continuation begins with the answer, as many lines of it as the answer has: white space at the
+        ends of lines and a final full stop apart."""
+        gold = example.answer.strip()
+        lines = prediction.strip().splitlines()[: len(gold.splitlines())]
+        return same_text("\n".join(lines).rstrip(". "), gold.rstrip(". "))
 
     def answer_key(self, prediction: str) -> str:
-        """The first line of the continuation, without a final full stop."""
+        """The first line of the continuation, without a final full stop; of several lines too, since how many the
+        answer has is not known where samples vote."""
         lines = prediction.strip().splitlines() or [""]
         return lines[0].rstrip(". ")
 
