@@ -190,7 +190,7 @@ class LabelConfig:
     "support": the task's own. "leave_one_out": how much the answer loses without a segment. "alone": how much it gains
     from a segment alone. "tokens": leave-one-out of single tokens to first order, which costs one backward pass; their
     sums label the segments. All but the first become soft labels sigmoid(`sharpness` * (z - `above`)), z the gain
-    standardised within the example.
+    standardised within the example; where gains do not differ, as of a single segment, there are no labels.
     """
 
     source: Literal["support", "leave_one_out", "alone", "tokens"] = "support"

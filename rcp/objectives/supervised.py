@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rcp.objectives.base import Outcome, Settings
 
@@ -25,7 +25,8 @@ def bce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
     """Binary cross-entropy of the scores to keep-labels in [0, 1], summed over what has a label, nats.
 
     Token scores (granularity "token" or "two_stage") learn the labels of tokens, or where there are none those of their
-    segments: the mean over labelled tokens, times the number of labelled segments.
+    segments: the mean over labelled tokens, times the number of labelled segments, or of segments where tokens have
+    labels of their own.
     """
     assert outcome.labels is not None
     known = outcome.labels.segments >= 0
@@ -35,12 +36,19 @@ def bce(outcome: Outcome, settings: Settings) -> Float[Array, " batch"]:
         total += jnp.sum(jnp.where(known, losses, 0.0), axis=1)
     if settings.granularity != "segment":
         segment = outcome.batch.segment
-        label = outcome.labels.tokens
+        label, number = outcome.labels.tokens, _segments(segment)
         if label is None:
+            number = jnp.sum(known, axis=1, dtype=jnp.int32)
             label = jnp.take_along_axis(outcome.labels.segments, jnp.maximum(segment, 0), axis=1)
         losses = optax.sigmoid_binary_cross_entropy(outcome.token_scores, label)
         counted = (segment >= 0) & (label >= 0)
         count = jnp.maximum(jnp.sum(counted, axis=1, dtype=jnp.float32), 1.0)
         mean = jnp.sum(jnp.where(counted, losses, 0.0), axis=1) / count
-        total += mean * jnp.sum(known, axis=1, dtype=jnp.float32)
+        total += mean * number.astype(jnp.float32)
     return total
+
+
+def _segments(segment: Int[Array, "batch tokens"]) -> Int[Array, " batch"]:
+    """How many segments have tokens; those of one stand side by side."""
+    before = jnp.pad(segment[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return jnp.sum((segment >= 0) & (segment != before), axis=1, dtype=jnp.int32)

@@ -14,6 +14,8 @@ from rcp.nn.layout import in_context, membership, segment_exists
 from rcp.objectives import Labels
 from rcp.types import Batch
 
+ALIKE = 1e-5
+"""Nats a token: gains whose standard deviation is below are the same but for rounding, and label nothing."""
 READ_FOR = ("alone", "leave_one_out")
 """Sources for which the frozen model reads (`segment_gains`), so that they can be computed once."""
 
@@ -36,7 +38,7 @@ def keep_labels(
     gains: Float[Array, "batch segments"] | None,
     nll: Callable[[Float[Array, "batch tokens"]], Float[Array, " batch"]],
 ) -> Labels:
-    """Labels of the segments, and of the tokens where the source tells them apart.
+    """Labels of the segments, and of the tokens where the source tells them apart; -1 is unknown.
 
     Args:
       gains: `segment_gains` of this batch.
@@ -58,9 +60,12 @@ def keep_labels(
 def _soft(
     config: LabelConfig, gains: Float[Array, "batch n"], there: Bool[Array, "batch n"]
 ) -> Float[Array, "batch n"]:
-    """sigmoid(sharpness * (z - above)), z the gain standardised within the example; -1 where nothing is there."""
+    """sigmoid(sharpness * (z - above)), z the gain standardised within the example; -1, unknown, where nothing is there
+    and where gains do not differ, of a single item above all: they would all get the label of the mean, and learn that
+    nothing is to be kept."""
     count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
     mean = jnp.sum(jnp.where(there, gains, 0.0), axis=1, keepdims=True) / count
     variance = jnp.sum(jnp.where(there, jnp.square(gains - mean), 0.0), axis=1, keepdims=True) / count
     standard = (gains - mean) * jax.lax.rsqrt(variance + 1e-6)
+    there = there & (variance > ALIKE**2)
     return jnp.where(there, jax.nn.sigmoid(config.sharpness * (standard - config.above)), -1.0)

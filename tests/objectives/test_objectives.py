@@ -62,6 +62,16 @@ def test_cross_entropy_counts_what_has_a_label(granularity):
     assert np.any(tokens) == (granularity != "segment")
 
 
+def test_labels_of_tokens_count_where_their_segments_have_none():
+    """Of a single segment, say; as many times as there are segments."""
+    labels = np.where(BATCH.role == Role.CONTEXT, 0.25, -1.0).astype(np.float32)
+    found = outcome(labels=Labels(jnp.full((2, 4), -1.0), jnp.asarray(labels)))
+    values = jax.jit(lambda found: bce(found, Settings(granularity="token")))(found)
+    for row, segments in enumerate((3, 4)):
+        losses = [cross_entropy(logit, 0.25) for logit in found.token_scores[row][BATCH.role[row] == Role.CONTEXT]]
+        np.testing.assert_allclose(values[row], segments * np.mean(losses), rtol=1e-5)
+
+
 def test_examples_without_any_label_cost_nothing():
     for granularity in ("segment", "token", "two_stage"):
         settings = Settings(granularity=granularity)

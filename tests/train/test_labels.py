@@ -68,11 +68,36 @@ def test_gains_and_labels_equal_a_plain_loop(alone):
     config = LabelConfig("alone" if alone else "leave_one_out", sharpness=3.0, above=0.5)
     found = jax.jit(lambda b: keep_labels(config, b, segment_gains(config, b, read, 12), masked))(batch)
     labels = np.asarray(found.segments)
-    for row in range(len(ROWS)):
+    for row in range(2):  # the third has a single segment, whose gain has nothing to stand out from
         values = expected[row, there[row]]
         standard = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
         np.testing.assert_allclose(labels[row, there[row]], 1 / (1 + np.exp(-3 * (standard - 0.5))), rtol=1e-3)
-    assert (labels[~there] == -1).all()
+    assert (labels[~there] == -1).all() and (labels[2] == -1).all()
+
+
+def test_gains_that_do_not_differ_label_nothing():
+    """They would all get sigmoid(-sharpness * above), as if nothing were to be kept."""
+    batch = jax.tree.map(jnp.asarray, batch_of((*ROWS[:2], ROWS[2], ROWS[1]), LENGTH, SEGMENTS))
+    gains = np.zeros((4, SEGMENTS), np.float32)
+    gains[0, :3] = 7.3 + np.asarray([0, 1e-6, -1e-6], np.float32)  # equal but for rounding
+    gains[1, :4] = 7.3 + np.asarray([0, 1e-3, -1e-3, 0], np.float32)
+    gains[2, 0] = 7.3
+    gains[3, :4] = -0.2
+    labels = np.asarray(keep_labels(LabelConfig("alone"), batch, jnp.asarray(gains), masked).segments)
+    assert (labels[[0, 2, 3]] == -1).all()
+    z = (gains[1, :4] - gains[1, :4].mean()) / np.sqrt(gains[1, :4].var() + 1e-6)
+    np.testing.assert_allclose(labels[1, :4], 1 / (1 + np.exp(-4 * (z - 1))), rtol=1e-3)
+
+
+def test_tokens_of_a_single_segment_keep_their_labels():
+    batch = jax.tree.map(jnp.asarray, batch_of((Prompt((4,)), Prompt((1,))), LENGTH, SEGMENTS))
+    weight = jnp.arange(LENGTH, dtype=jnp.float32)
+    found = keep_labels(LabelConfig("tokens"), batch, None, lambda keep: keep @ weight)
+    assert found.tokens is not None and (np.asarray(found.segments) == -1).all()
+    context = np.asarray(batch.role) == Role.CONTEXT
+    known = np.asarray(found.tokens) >= 0
+    np.testing.assert_array_equal(known[0], context[0])
+    assert not known[1].any()
 
 
 def test_prompts_are_read_at_the_least_of_a_few_lengths():
@@ -126,4 +151,4 @@ def test_the_gains_of_tokens_are_the_slope_of_leaving_them_out():
         assert ((ranks > 0.5) == (own > own.mean())).all()
     assert (np.asarray(labels.tokens)[~context] == -1).all()
     known = np.asarray(labels.segments) >= 0
-    np.testing.assert_array_equal(known, segment_exists(batch))
+    np.testing.assert_array_equal(known, segment_exists(batch) & (np.arange(len(ROWS)) < 2)[:, None])
