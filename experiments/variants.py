@@ -48,8 +48,8 @@ def table(runs: Mapping[str, Sequence[Entry]], metric: str, *, group: str = "all
     """The table in Markdown. `runs`: rows by what the run is called; the first gives the rows of other methods."""
     rows = {name: [row for row in entries if row["metric"] == metric] for name, entries in runs.items()}
     first = next(iter(rows.values()))
-    rates = {row["keep_rate_asked"] for entries in rows.values() for row in entries if row["method"] not in UNSWEPT}
-    rates = sorted(rates, reverse=True)
+    swept = [row for entries in rows.values() for row in entries if row["method"] not in UNSWEPT]
+    rates = sorted({row["keep_rate_asked"] for row in swept} - {None}, reverse=True)
     counts = sorted({row["n"] for entries in rows.values() for row in entries})
     title = f"{METRICS[metric]}, {'' if group == 'all' else group + ', '}n = {' / '.join(map(str, counts))}"
     lines = [[title, *(f"keep {_short(rate)}" for rate in rates)]]
@@ -63,9 +63,10 @@ def table(runs: Mapping[str, Sequence[Entry]], metric: str, *, group: str = "all
 
 
 def _cells(entries: Sequence[Entry], method: str, rates: Sequence[float], digits: int) -> list[str]:
-    """The value with its interval at each rate; full and none have one value, with its interval the first time only."""
+    """The value with its interval at each rate; full, none and a pruner that decides itself how much it keeps have one
+    value, with its interval the first time only."""
     found = {row["keep_rate_asked"]: row for row in entries if row["method"] == method}
-    if method in UNSWEPT:
+    if method in UNSWEPT or None in found:
         (row,) = found.values()
         return [_cell(row, digits), *(_number(row["value"], digits) for _ in rates[1:])]
     return [_cell(found[rate], digits) if rate in found else "" for rate in rates]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rcp.evaluate.results import Results, Sent, Shown
+from rcp.evaluate.results import UNSWEPT, Results, Sent, Shown
 from rcp.types import Batch
 
 FORMAT = 1
@@ -198,6 +198,7 @@ def gather(
     compiles: int = 0,
     groups: Sequence[str] = ("",),
     shown: Sequence[Shown] = (),
+    unswept: Sequence[str] = (),
 ) -> Results:
     """One `Results` of settings (method, keep rate) that were measured on the same batches, together or apart."""
     first = next(iter(columns.values()))
@@ -224,6 +225,7 @@ def gather(
         compiles=compiles,
         groups=tuple(groups),
         shown=tuple(shown),
+        unswept=(*UNSWEPT, *unswept),
         sent=tuple(_sent(pieces) for pieces in columns.values()),
     )
 

@@ -47,8 +47,9 @@ def page(results: Results, decode: Callable[[Sequence[int]], str], *, first: str
         for i in order:
             method, rate = results.settings[i]
             verdict = "<span class=yes>answered</span>" if results.em[i, number] else "<span class=no>missed</span>"
+            at = "" if method in results.unswept else f" at {rate:g}"
             head = (
-                f"{escape(method)} at {rate:g} <small>{results.kept[i, number]} of {results.context[number]} context "
+                f"{escape(method)}{at} <small>{results.kept[i, number]} of {results.context[number]} context "
                 f"tokens;{_likelihood(results.nll[i, number])} {verdict}</small>"
             )
             text = f"<p class=prompt>{marked(shown, shown.keep[i], decode)}</p>"

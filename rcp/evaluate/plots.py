@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rcp.evaluate.tables import METRICS, UNSWEPT, Row, groups_of
+from rcp.evaluate.results import UNSWEPT
+from rcp.evaluate.tables import METRICS, Row, groups_of
 
 COLOURS = {
     "ours": "#c0392b",
@@ -77,7 +78,8 @@ MARKERS = {
 
 
 def figure(entries: Sequence[Row]) -> Any:
-    """A matplotlib figure: a column a metric, a row a group. Methods without a rate are horizontal lines.
+    """A matplotlib figure: a column a metric, a row a group. Methods without a rate are horizontal lines; a pruner that
+    decides itself how much it keeps is a point at what it kept.
 
     Bars are the 95 % intervals; points are moved sideways a little, so that they do not hide one another.
     """
@@ -105,23 +107,23 @@ def figure(entries: Sequence[Row]) -> Any:
 
 def _draw(axis: Any, entries: Sequence[Row]) -> None:
     methods = list(dict.fromkeys(row.method for row in entries))
-    swept = [method for method in methods if method not in UNSWEPT]
-    rates = sorted({row.keep_rate_asked for row in entries if row.method in swept})
+    points = [method for method in methods if method not in UNSWEPT]
+    rates = sorted({row.keep_rate_asked for row in entries if row.swept})
     gap = min((b - a for a, b in pairwise(rates)), default=0.25)
     for method in methods:
         mine = sorted((row for row in entries if row.method == method), key=lambda row: row.keep_rate_asked)
         colour = COLOURS.get(method, "#444444")
-        if method not in swept:
+        if method not in points:
             axis.axhline(
                 mine[0].value, color=colour, linestyle="--" if method == "full" else ":", linewidth=1.3, label=method
             )
             axis.axhspan(mine[0].ci_low, mine[0].ci_high, color=colour, alpha=0.06, linewidth=0)
             continue
-        shift = 0.03 * gap * (swept.index(method) - (len(swept) - 1) / 2)
+        shift = 0.03 * gap * (points.index(method) - (len(points) - 1) / 2) if mine[0].swept else 0.0
         low = [row.value - row.ci_low for row in mine]
         high = [row.ci_high - row.value for row in mine]
         axis.errorbar(
-            [row.keep_rate_asked + shift for row in mine],
+            [(row.keep_rate_asked if row.swept else row.keep_rate_got) + shift for row in mine],
             [row.value for row in mine],
             yerr=[[max(x, 0) for x in low], [max(x, 0) for x in high]],
             color=colour,
@@ -133,7 +135,8 @@ def _draw(axis: Any, entries: Sequence[Row]) -> None:
             label=method,
         )
     axis.grid(alpha=0.25)
-    axis.set_xticks(rates)
+    if rates:
+        axis.set_xticks(rates)
 
 
 def write(path: Path, entries: Sequence[Row]) -> None:

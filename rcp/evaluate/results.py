@@ -10,13 +10,17 @@ import numpy as np
 
 from rcp.types import Batch
 
+UNSWEPT = ("full", "none")
+"""The methods that never heed a budget."""
+
 
 @dataclass(frozen=True)
 class Results:
     """One entry an example; R settings, each a (method, keep rate asked), n examples.
 
     Attributes:
-      settings: (method, keep rate asked); full has 1 and none 0.
+      settings: (method, keep rate asked); full has 1 and none 0, another method of `unswept` 1.
+      unswept: names of the methods that heed no budget, of `settings` or not.
       index, group, context, answer_tokens: int [n]; number, group number, context tokens, answer tokens.
       kept: int [R, n], context tokens that the reader saw.
       nll: float [R, n], negative log-likelihood of the gold answer in nats, mean over its tokens.
@@ -45,6 +49,12 @@ class Results:
     groups: tuple[str, ...] = ("",)
     shown: tuple[Shown, ...] = ()
     sent: tuple[Sent | None, ...] = ()
+    unswept: tuple[str, ...] = UNSWEPT
+
+    def asked(self, setting: tuple[str, float]) -> float | None:
+        """The keep rate that was asked for in one of `settings`; None where the method decides it itself."""
+        method, rate = setting
+        return None if method in self.unswept and method not in UNSWEPT else rate
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,8 @@ def measure(
 def _write_sent(path: Path, results: Results) -> None:
     """What was asked for and sent as text, one object a setting."""
     found = [
-        {"method": method, "keep_rate_asked": rate, **sent.summary()}
-        for (method, rate), sent in zip(results.settings, results.sent)
+        {"method": setting[0], "keep_rate_asked": results.asked(setting), **sent.summary()}
+        for setting, sent in zip(results.settings, results.sent)
         if sent is not None
     ]
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ from rcp.evaluate.budgets import Budget, make_budgets
 from rcp.evaluate.cells import Cell, Piece, digest, gather
 from rcp.evaluate.lengths import shared_lengths
 from rcp.evaluate.reading import Reader, ReadingLike
-from rcp.evaluate.results import Results, Shown
+from rcp.evaluate.results import UNSWEPT, Results, Shown
 from rcp.nn.layout import context_tokens
 from rcp.nn.lengths import of_lengths
 from rcp.nn.pruner import Cut, Granularity, compact, prune
@@ -74,6 +74,7 @@ def sweep(
     budgets = make_budgets(batches, keep_rates, keep_tokens)
     plan = {policy.name: budgets if policy.swept else [_unswept(policy)] for policy in policies}
     settings = [(policy, budget) for policy in policies for budget in plan[policy.name]]
+    decides = [policy.name for policy in policies if not policy.swept and policy.name not in UNSWEPT]
     bench = _Bench(reader, batches, settings, shown, cut)
     key, digests = jax.random.key(seed), [digest(batch) for batch in batches]
     columns: dict[tuple[str, float], list[Piece]] = {}
@@ -99,18 +100,20 @@ def sweep(
             columns[policy.name, budget.rate] = pieces
             em, nll = (np.concatenate([getattr(piece, name) for piece in pieces]).mean() for name in ("em", "nll"))
             likelihood = "not available" if np.isnan(nll) else f"{nll:.3f}"
-            progress(f"{policy.name} at {budget}: exact match {em:.3f}, answer NLL {likelihood}")
+            at = "" if policy.name in decides else f" at {budget}"
+            progress(f"{policy.name}{at}: exact match {em:.3f}, answer NLL {likelihood}")
     return gather(
         columns,
         decoded=reader.judge is not None or reader.host is not None,
         compiles=bench.compiles.get("read", 0),
+        unswept=decides,
         groups=groups,
         shown=bench.shown_examples(list(columns.values())),
     )
 
 
 def _unswept(policy: Policy) -> Budget:
-    """The budget of a policy that heeds none, for its name in the tables."""
+    """The budget of a policy that heeds none, for its name in stored results. Tables show it with what it kept."""
     return Budget(0.0 if policy.name == "none" else 1.0)
 
 

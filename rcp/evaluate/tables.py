@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rcp.evaluate.results import Results
+from rcp.evaluate.results import UNSWEPT, Results
 
 METRICS = ("em", "nll")
 PER_EXAMPLE = ("index", "group", "context", "answer_tokens", "kept", "nll", "em")
 PER_SETTING = ("prune_seconds", "model_seconds")
-UNSWEPT = ("full", "none")
 NAMES = {"em": "exact match", "nll": "answer NLL"}
 LEVEL = 95.0
 EM = {
@@ -35,6 +34,7 @@ LEGEND = (
 class Row:
     """One number of the report. `metric`: "em" exact match (higher is better), "nll" nats an answer token (lower is).
 
+    `keep_rate_asked` is 1 for full, 0 for none, NaN for a pruner that decides itself how much it keeps (`eval.draw`).
     `keep_rate_got` is the mean over the examples of the share of context tokens kept; the seconds are means an example;
     `group` is "all" or the name of a group of examples.
     """
@@ -52,10 +52,18 @@ class Row:
     prune_seconds: float
     model_seconds: float
 
+    @property
+    def swept(self) -> bool:
+        """Whether its method heeds the budget."""
+        return self.method not in UNSWEPT and not np.isnan(self.keep_rate_asked)
+
 
 @dataclass(frozen=True)
 class Difference:
-    """ours - method on the same examples; positive is better for "em", negative for "nll"."""
+    """ours - method on the same examples; positive is better for "em", negative for "nll".
+
+    `keep_rate`: asked of what heeds it, of the two.
+    """
 
     group: str
     method: str
@@ -94,18 +102,18 @@ def _parts(results: Results) -> Iterator[tuple[str, np.ndarray, int]]:
 
 def rows(results: Results, *, resamples: int, seed: int) -> list[Row]:
     """A row for every group, setting and metric."""
-    out = []
+    out, asked = [], [results.asked(setting) for setting in results.settings]
     for group, members, number in _parts(results):
         got = (results.kept[:, members] / np.maximum(results.context[members], 1)).mean(axis=1)
         for metric in METRICS:
             values = getattr(results, metric)[:, members]
             draws = bootstrap_means(values, resamples, [seed, number])
-            for i, (method, rate) in enumerate(results.settings):
+            for i, (method, _) in enumerate(results.settings):
                 out.append(
                     Row(
                         group=group,
                         method=method,
-                        keep_rate_asked=rate,
+                        keep_rate_asked=np.nan if (rate := asked[i]) is None else rate,
                         keep_rate_got=float(got[i]),
                         metric=metric,
                         value=float(values[i].mean()),
@@ -121,19 +129,23 @@ def rows(results: Results, *, resamples: int, seed: int) -> list[Row]:
 
 
 def differences(results: Results, *, resamples: int, seed: int, ours: str = "ours") -> list[Difference]:
-    """Paired differences of `ours` to every other method at the same keep rate; full and none face it at every rate."""
-    place = {setting: i for i, setting in enumerate(results.settings)}
+    """Paired differences of `ours` to every other method at the same keep rate; full and none face it at every rate,
+    and where `ours` heeds no budget itself it faces every method at every rate."""
+    mine = {rate: i for i, (method, rate) in enumerate(results.settings) if method == ours}
+    if mine and ours in results.unswept:
+        (own,) = mine.values()
+        asked = [rate for method, rate in results.settings if method not in results.unswept]
+        mine = dict.fromkeys(asked or mine, own)
     out = []
     for group, members, number in _parts(results):
         for metric in METRICS:
             values = getattr(results, metric)[:, members].astype(np.float64)
             draws = bootstrap_means(values, resamples, [seed, number])
-            for rate in [rate for method, rate in results.settings if method == ours]:
-                mine = place[ours, rate]
-                for (method, asked), other in place.items():
-                    if method != ours and (asked == rate or method in ("full", "none")):
-                        mean = float((values[mine] - values[other]).mean())
-                        low, high = interval(draws[mine] - draws[other])
+            for rate, place in mine.items():
+                for other, (method, asked) in enumerate(results.settings):
+                    if method != ours and (asked == rate or method in results.unswept):
+                        mean = float((values[place] - values[other]).mean())
+                        low, high = interval(draws[place] - draws[other])
                         out.append(Difference(group, method, rate, metric, mean, low, high, int(members.sum())))
     return out
 
@@ -167,6 +179,7 @@ def write_results(path: Path, results: Results) -> None:
         groups=np.array(results.groups),
         decoded=results.decoded,
         how=results.how,
+        unswept=np.array(results.unswept),
         **{name: getattr(results, name) for name in PER_EXAMPLE + PER_SETTING},
     )
 
@@ -177,7 +190,8 @@ def read_results(path: Path) -> Results:
         data = dict(file)
     settings = tuple(zip(data.pop("method").tolist(), data.pop("keep_rate").tolist()))
     how = {"decoded": bool(data.pop("decoded", False)), "how": str(data.pop("how", ""))}
-    return Results(settings=settings, groups=tuple(data.pop("groups").tolist()), **how, **data)
+    names = {name: tuple(data.pop(name).tolist()) for name in ("groups", "unswept") if name in data}
+    return Results(settings=settings, **names, **how, **data)
 
 
 @dataclass(frozen=True)
@@ -190,23 +204,24 @@ class Grid:
 
 
 def grid(entries: Sequence[Row], group: str, metric: str) -> Grid:
-    """One metric of one group: a line a method, a column a keep rate; full and none, which have none, in every column.
+    """One metric of one group: a line a method, a column a keep rate; methods that heed none in every column.
 
     The last columns are milliseconds an example at the smallest keep rate, of pruning and of the model.
     """
     entries = [row for row in entries if row.group == group and row.metric == metric]
-    rates = sorted({row.keep_rate_asked for row in entries if row.method not in UNSWEPT}, reverse=True)
+    rates = sorted({row.keep_rate_asked for row in entries if row.swept}, reverse=True)
+    columns = [f"{metric} @ {rate:g}" for rate in rates] or [metric]
     lines = []
     for method in dict.fromkeys(row.method for row in entries):
         mine = sorted((row for row in entries if row.method == method), key=lambda row: -row.keep_rate_asked)
         cells = []
-        for rate in rates:
-            found = [row for row in mine if row.keep_rate_asked == rate or method in UNSWEPT]
+        for rate in rates or [np.nan]:
+            found = [row for row in mine if row.keep_rate_asked == rate or not row.swept]
             cells.append(_cell(found[0]) if found else "")
         kept = " / ".join(f"{row.keep_rate_got:.2f}" for row in mine)
         seconds = (f"{1e3 * mine[-1].prune_seconds:.1f}", f"{1e3 * mine[-1].model_seconds:.1f}")
         lines.append((method, *cells, kept, *seconds))
-    header = ("method", *(f"{metric} @ {rate:g}" for rate in rates), "kept", "prune ms", "model ms")
+    header = ("method", *columns, "kept", "prune ms", "model ms")
     title = f"{NAMES[metric]}, {group} (n = {entries[0].n if entries else 0})"
     return Grid(title, header, tuple(lines))
 

@@ -148,6 +148,18 @@ def test_it_is_deterministic(results: Results) -> None:
         )
 
 
+def test_a_pruner_that_decides_itself_is_told_apart() -> None:
+    score = lambda batch, seen, budget: spread_segments(jnp.asarray(batch.support) - 0.5, batch)  # noqa: E731
+    said: list[str] = []
+    reader = Reader(read, {"cost": jnp.float32(1)})
+    ours = Learned(score=score, draw="likely")
+    found = sweep(batches(), (Full(), ours), reader, keep_rates=(0.5,), granularity="segment", progress=said.append)
+    assert found.unswept == ("full", "none", "ours")
+    assert [found.asked(setting) for setting in found.settings] == [1.0, None]
+    np.testing.assert_array_equal(found.kept, [[100] * COUNT, [10] * COUNT])
+    assert said[0].startswith("full at 1: ") and said[1].startswith("ours: ")
+
+
 def test_judge_replaces_the_reading(results: Results) -> None:
     calls = []
 

@@ -89,6 +89,51 @@ def test_paired_differences_are_narrower_than_unpaired(results: Results) -> None
         assert entry.ci_high - entry.ci_low < 0.2 * (ours.ci_high - ours.ci_low)
 
 
+@pytest.fixture(scope="module")
+def drawn(results: Results) -> Results:
+    """Of a pruner that decides itself how much it keeps: four tenths."""
+    first = slice(0, 5)
+    kept = results.kept[first].copy()
+    kept[4] = np.floor(0.4 * results.context)
+    arrays = {name: getattr(results, name)[first] for name in ("nll", "em", "prune_seconds", "model_seconds")}
+    settings = (*results.settings[:4], ("ours", 1.0))
+    return replace(results, settings=settings, kept=kept, unswept=("full", "none", "ours"), **arrays)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pruner_without_a_budget_faces_every_method_at_every_budget(drawn: Results, tmp_path: Path) -> None:
+    rows = tables.rows(drawn, resamples=200, seed=0)
+    (own,) = [row for row in rows if (row.group, row.metric, row.method) == ("all", "em", "ours")]
+    assert np.isnan(own.keep_rate_asked) and 0.38 < own.keep_rate_got < 0.4 and not own.swept
+    paired = tables.differences(drawn, resamples=200, seed=0)
+    assert {(d.method, d.keep_rate) for d in paired} == {
+        (m, r) for m in ("full", "none", "random") for r in (0.5, 0.25)
+    }
+    for entry in (d for d in paired if d.group == "all" and d.metric == "em" and d.method == "random"):
+        other = drawn.em[drawn.settings.index(("random", entry.keep_rate))]
+        np.testing.assert_allclose(entry.difference, own.value - other.mean())
+
+    header, _, *lines = [line for line in tables.markdown(rows).splitlines() if line.startswith("|")][:6]
+    assert header.startswith("| method | em @ 0.5 | em @ 0.25 | kept |")
+    cells = [cell.strip("* ") for cell in lines[-1].split("|")[1:5]]
+    assert cells[0] == "ours" and cells[1] == cells[2] != "" and cells[3] == f"{own.keep_rate_got:.2f}"
+    axis = plots.figure(rows).axes[0]
+    assert any(np.allclose(line.get_xdata(), [own.keep_rate_got]) for line in axis.get_lines())
+    plots.write(tmp_path / "report.png", rows)
+
+    tables.write_table(tmp_path / "report", tables.overall(rows))
+    entries = json.loads((tmp_path / "report.json").read_text())
+    assert {entry["keep_rate_asked"] for entry in entries if entry["method"] == "ours"} == {None}
+    tables.write_results(tmp_path / "results.npz", drawn)
+    assert tables.read_results(tmp_path / "results.npz").unswept == drawn.unswept
+
+
+def test_a_pruner_without_a_budget_alone_has_a_column(drawn: Results) -> None:
+    rows = [row for row in tables.rows(drawn, resamples=50, seed=0) if row.method != "random"]
+    table = tables.grid(rows, "all", "em")
+    assert table.header[:3] == ("method", "em", "kept") and all(line[1] for line in table.lines)
+
+
 def test_files_hold_the_same_numbers(results: Results, tmp_path: Path) -> None:
     rows = tables.rows(results, resamples=50, seed=0)
     entries = tables.overall(rows)

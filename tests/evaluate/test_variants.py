@@ -49,6 +49,17 @@ def test_one_row_a_method_and_one_of_ours_a_run(tmp_path: Path, capsys: pytest.C
     ]
 
 
+def test_a_pruner_without_a_budget_stands_in_every_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "drawn", 0.875)
+    rows = json.loads((run / "eval" / "report.json").read_text())
+    rows = [entry for entry in rows if entry["method"] != "ours"] + [row("ours", 0.5, 0.75) | {"keep_rate_asked": None}]
+    (run / "eval" / "report.json").write_text(json.dumps(rows))
+    assert main([str(run), "--digits=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| exact match, n = 40 | keep .5 | keep .125 |"
+    assert lines[-1] == "| **ours, drawn** | **.75 [.70, .80]** | **.75** |"
+
+
 def test_metric_group_and_file(tmp_path: Path) -> None:
     run = write_run(tmp_path / "both", 0.9)
     target = tmp_path / "table.md"
