@@ -148,6 +148,23 @@ def test_it_is_deterministic(results: Results) -> None:
         )
 
 
+def test_what_is_compiled_runs_once_before_it_is_timed() -> None:
+    """And only then: every other prompt is read once."""
+    runs: list[tuple[int, float]] = []
+
+    def noted(params: Any, batch: Batch) -> Reading:
+        jax.debug.callback(
+            lambda index, cost: runs.append((int(index), float(cost))), batch.index[0], jnp.sum(batch.tokens)
+        )
+        return read(params, batch)
+
+    reader = Reader(noted, {"cost": jnp.float32(1)})
+    sweep(batches(), (First(), Oracle()), reader, keep_rates=(0.5, 0.25), granularity="segment")
+    jax.effects_barrier()
+    assert len(set(runs)) > len(batches())
+    assert runs[0] == runs[1] and len(runs) == 1 + len(set(runs))
+
+
 def test_a_pruner_that_decides_itself_is_told_apart() -> None:
     score = lambda batch, seen, budget: spread_segments(jnp.asarray(batch.support) - 0.5, batch)  # noqa: E731
     said: list[str] = []
