@@ -23,7 +23,7 @@ from rcp.evaluate.reading import Reader
 from rcp.evaluate.results import Results
 from rcp.evaluate.subject import Subject, learned, of_run
 from rcp.evaluate.sweep import sweep
-from rcp.infer.trained import load_trained
+from rcp.infer.trained import check_groups, load_trained
 from rcp.nn.pruner import Granularity, exact
 from rcp.policies import (
     POLICIES,
@@ -107,11 +107,13 @@ def make_policies(
     return [made[method]() for method in methods]
 
 
-def other_runs(config: Config) -> list[Policy]:
+def other_runs(config: Config, groups: Sequence[str]) -> list[Policy]:
     """The pruners of `eval.runs`, each under its name and at the granularity it was trained at.
 
+    `groups`: of the prompts that they are evaluated on.
+
     Raises:
-      UserError: as in `load_trained`; a run on another reader.
+      UserError: as in `load_trained`; a run on another reader, or one that has no weights for these groups.
     """
 
     def reader(config: Config) -> str:
@@ -123,6 +125,7 @@ def other_runs(config: Config) -> list[Policy]:
         trained = load_trained(workdir)
         if (its := reader(trained.config)) != reader(config):
             raise UserError(f"config.eval.runs.{name}: the reader of {workdir} is {its}: expected {reader(config)}")
+        check_groups(trained.config, groups, workdir, f"config.eval.runs.{name}: the task {config.task.name}")
         policies.append(learned(trained, name=name, granularity=exact(trained.config.budget.granularity)))
     return policies
 
@@ -242,7 +245,10 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
             served = {"endpoint.model": host.client.model, "endpoint.likelihood": host.scored}
         return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
-    config, policies = subject.config, [*policies_of(subject, batches), *other_runs(subject.config)]
+    config, policies = (
+        subject.config,
+        [*policies_of(subject, batches), *other_runs(subject.config, subject.task.groups)],
+    )
     results = measure(subject, batches, examples, policies, cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
     if host is not None:

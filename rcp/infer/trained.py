@@ -70,12 +70,32 @@ class Trained:
         return self.build.networks.model_of(*self.weights)
 
 
+def check_groups(trained: Config, groups: Sequence[str], workdir: str | Path, key: str) -> None:
+    """Checks that a scorer which tells groups of prompts apart has weights of their own for these.
+
+    `trained`: config of the run in `workdir`. `key`: what brings the groups, for the message.
+
+    Raises:
+      UserError: one more group than those of its training, or one of them by another number.
+    """
+    if trained.scorer.groups == 1:
+        return
+    known = make_task(trained).groups
+    moved = [name for number, name in enumerate(groups) if name in known and known.index(name) != number]
+    if len(groups) > len(known) or moved:
+        raise UserError(
+            f"{key} brings the groups {', '.join(map(repr, groups))}: expected at most {len(known)}, in the order "
+            f"{', '.join(map(repr, known))}, for which the scorer of {workdir} has weights "
+            f"(config.scorer.groups = {trained.scorer.groups})"
+        )
+
+
 def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
     """The run in `workdir`; an interrupted one says so on stderr. `overrides` are config flags of keys in `MAY_DIFFER`.
 
     Raises:
       UserError: no run there, nothing trained yet, a checkpoint of another config, or none that can be read; a flag for
-        what training has decided.
+        what training has decided; a task with groups that the scorer does not know.
     """
     workdir = Path(workdir)
     saved = config_of_run(workdir, "configs/X.py")
@@ -88,12 +108,14 @@ def load_trained(workdir: str | Path, overrides: Sequence[str] = ()) -> Trained:
             f"config.{decided[0]} was decided in training ({workdir}); only these may be set now: "
             + ", ".join(f"config.{key}" for key in MAY_DIFFER)
         )
+    task = make_task(config)
+    check_groups(trained_with, task.groups, workdir, f"config.task.name = {config.task.name!r}")
     # Built as it was trained, since its checkpoints have the shapes of its own data; then given what is evaluated.
     model = replace(trained_with.model, dtype=config.model.dtype)
     built = build(replace(trained_with, model=model, parallel=config.parallel))
     state, frozen = restore(built.stages, trained_with, workdir)
     networks = replace(built.networks, max_answer=config.data.max_answer)
-    built = replace(built, task=make_task(config), networks=networks)
+    built = replace(built, task=task, networks=networks)
     say_if_interrupted(workdir, built.stages[-1], int(state.step))
     needed = {name: part for name, part in frozen.items() if name not in TABLES}  # those are of the training examples
     return Trained(config, built, jax.device_put((state.params, needed)))

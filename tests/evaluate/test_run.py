@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 
 from rcp.cli import main
 from rcp.config import DEFAULT_METHODS, METHODS
+from rcp.config_file import from_dict, load_config
+from rcp.config_saved import save_config
 from rcp.evaluate.run import FILES
 from rcp.evaluate.tables import read_results
+from rcp.infer.trained import check_groups
+from rcp.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.lax
@@ -175,6 +180,27 @@ def test_an_interrupted_run_says_so(workdir: Path, tmp_path: Path, capsys: pytes
     assert main(["prune", f"--workdir={tmp_path / 'small'}", *arguments]) == 0
     err = capsys.readouterr().err
     assert "stopped at step 2 of 4" in err and "rcp train" not in err
+
+
+def test_groups_that_the_scorer_has_no_weights_for_are_refused(tmp_path: Path, capsys) -> None:
+    """Looked up, the last ones' would be taken."""
+    values = {"task": {"name": "facts", "hops": [1, 2]}, "scorer": {"kind": "linear", "groups": 2}}
+    values["objectives"] = {"bce": 1.0}
+    save_config(from_dict(values), tmp_path / "run")
+    rows = [{"question": "q", "answer": "a", "context": "c", "group": name} for name in ("a", "b", "c")]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--config.task.name=jsonl", f"--config.task.test_path={tmp_path / 'own.jsonl'}"]
+    assert main(["eval", f"--workdir={tmp_path / 'run'}", *more]) == 2
+    said = capsys.readouterr().err
+    assert "config.task.name = 'jsonl' brings the groups 'a', 'b', 'c': expected at most 2, in the order 'one" in said
+    trained = load_config(tmp_path / "run" / "config.json")
+    for fine in (("one-hop", "two-hop"), ("one-hop",), ("a", "two-hop"), ("a", "b"), ("",)):
+        check_groups(trained, fine, "run", "task")
+    with pytest.raises(
+        UserError, match=r"eval.runs.x brings the groups 'two-hop': expected .*config.scorer.groups = 2"
+    ):
+        check_groups(trained, ("two-hop",), "run", "config.eval.runs.x")
+    check_groups(replace(trained, scorer=replace(trained.scorer, groups=1)), ("a", "b", "c"), "run", "task")
 
 
 @pytest.mark.parametrize(
