@@ -22,6 +22,7 @@ class EncodedTask:
       max_answer: most tokens of an answer; a longer one stops and names the example.
       overlong: what to do with a prompt over the longest length: "error" stops and names it, "drop_segments" leaves out
         its last segments.
+      positions: of the model that reads them. A longer prompt stops and names the example, whatever `lengths` hold.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class EncodedTask:
         max_segments: int,
         max_answer: int | None = None,
         overlong: Overlong = "error",
+        positions: int | None = None,
     ):
         self.examples = examples_of(task, tokenizer, split, count)
         if not len(self.examples):
@@ -42,6 +44,7 @@ class EncodedTask:
         self.lengths, self.max_segments = tuple(sorted(lengths)), max_segments
         self._groups = {name: number for number, name in enumerate(task.groups)}
         self._tokenizer, self._overlong, self._max_answer = tokenizer, overlong, max_answer
+        self._positions = positions
         self._cache: dict[int, EncodedExample] = {}
 
     def __len__(self) -> int:
@@ -60,6 +63,12 @@ class EncodedTask:
         if self._overlong == "drop_segments":
             encoded = drop_segments(encoded, self.lengths[-1], self.max_segments)
         check_fits(encoded, self.lengths[-1], self.max_segments, self._max_answer)
+        if self._positions is not None and encoded.length > self._positions:
+            raise UserError(
+                f"{encoded.uid or f'example {index}'}: {encoded.length} tokens, which config.data.lengths allows; "
+                f"expected at most the {self._positions} that the model has positions for (its max_positions): shorten "
+                'the prompts, or lower config.data.lengths with config.data.overlong = "drop_segments"'
+            )
         self._cache[index] = encoded
         return encoded
 
@@ -152,12 +161,15 @@ def eval_batches(
     max_segments: int,
     max_answer: int | None = None,
     overlong: Overlong = "error",
+    positions: int | None = None,
     first: int = 0,
 ) -> tuple[list[Batch], dict[int, Example]]:
     """`count` examples from number `first` on, in batches of one length (the smallest that holds them: one compile).
 
     They come in the order of `by_fixed_length`; the last batch is filled up with rows of weight 0. Also returns the
     examples by their number, the `index` of the rows.
+
+    `positions`: of the model, as in `EncodedTask`.
 
     Raises:
       UserError: the split has no example `first`.
@@ -171,6 +183,7 @@ def eval_batches(
         max_segments=max_segments,
         max_answer=max_answer,
         overlong=overlong,
+        positions=positions,
     )
     numbers = range(first, len(encoded))
     if not numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -53,6 +53,11 @@ class Subject:
     model_of: Callable[[Any], Any]
     ours: Learned | None = None
 
+    @cached_property
+    def positions(self) -> int:
+        """The longest prompt that the reader, and what scores with its states, can read, in tokens."""
+        return self.model_of(self.weights).config.max_positions
+
     def examples(self) -> tuple[list[Batch], dict[int, Example]]:
         """The examples that the config asks for, in batches of one length."""
         config = self.config
@@ -66,6 +71,7 @@ class Subject:
             max_segments=config.data.max_segments,
             max_answer=config.data.max_answer,
             overlong=config.data.overlong,
+            positions=self.positions,
             first=config.eval.first,
         )
 
@@ -81,6 +87,7 @@ class Subject:
             max_segments=config.data.max_segments,
             max_answer=config.data.max_answer,
             overlong=config.data.overlong,
+            positions=self.positions,
         )
 
     def identity(self, policy: Policy) -> dict[str, Any]:

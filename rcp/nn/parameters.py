@@ -21,7 +21,8 @@ class TransformerConfig:
       rope_scaling: None, or Llama 3's (a `RopeScaling` or a dict of its fields).
       tie_embeddings: the head is the transposed embedding.
       qkv_bias: biases on q, k and v (Qwen2). qk_norm: RMSNorm on each head of q and k (Qwen3).
-      max_positions: longest sequence the model was trained for, in tokens; not enforced here.
+      max_positions: longest sequence the model was trained for, in tokens; not enforced here, but where prompts are
+        tokenised (`rcp.data.pipeline`).
     """
 
     vocab_size: int

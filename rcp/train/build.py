@@ -66,7 +66,7 @@ def build(config: Config) -> Build:
     Raises:
       UserError: unknown task or task field; no objective; groups that the task does not have; model without weights,
         or of impossible dimensions. And when a stage makes its pipeline: no example; keep-labels that are the support
-        of a task that does not know it.
+        of a task that does not know it; then prompts over the model's positions, or over `data.lengths`.
     """
     if not config.objectives:
         raise UserError(f"config.objectives is empty: expected one or more of {', '.join(OBJECTIVES)}")
@@ -91,7 +91,7 @@ def build(config: Config) -> Build:
         if not config.reader.steps:
             raise UserError("config.reader.steps is 0, but a model from scratch must be trained before its pruner")
         stages.append(reader_stage(config, task, tokenizer, networks, nnx.to_pure_dict(model_state)))
-    encoded = cache(lambda: encode_training(config, task, tokenizer))
+    encoded = cache(lambda: encode_training(config, task, tokenizer, model.config.max_positions))
     lengths = pruned_lengths(config.budget, encoded)
     outside = Outside(config, task, tokenizer, encoded) if config.reward.reader == "openai" else None
     parts = Parts(networks, encoded, lengths, scorer_params, weights, origin, outside)

@@ -65,7 +65,7 @@ def build_dynamic(config: Config) -> DynamicBuild:
             params["lora"] = init_lora(weights, config.model.lora_rank, jax.random.key(config.seed + 2))
         return new_state(config.seed, params, optimizer.init(params))
 
-    encoded = cache(lambda: encode_training(config, task, tokenizer))
+    encoded = cache(lambda: encode_training(config, task, tokenizer, shape.max_positions))
 
     def make_pipeline() -> TrainPipeline:
         d = config.data

@@ -71,8 +71,13 @@ class Parts:
         return Drawing(config, self.networks, self.lengths, self.outside)
 
 
-def encode_training(config: Config, task: Task, tokenizer: Tokenizer, *, first: bool = False) -> EncodedTask:
-    """The training examples of the pruner's stage, or of the reader's (`first`); tokenised when they are asked for."""
+def encode_training(
+    config: Config, task: Task, tokenizer: Tokenizer, positions: int, *, first: bool = False
+) -> EncodedTask:
+    """The training examples of the pruner's stage, or of the reader's (`first`); tokenised when they are asked for.
+
+    `positions`: of the model that reads them.
+    """
     return EncodedTask(
         task,
         tokenizer,
@@ -82,6 +87,7 @@ def encode_training(config: Config, task: Task, tokenizer: Tokenizer, *, first: 
         max_segments=config.data.max_segments,
         max_answer=config.data.max_answer,
         overlong=config.data.overlong,
+        positions=positions,
     )
 
 
@@ -97,7 +103,7 @@ def reader_stage(config: Config, task: Task, tokenizer: Tokenizer, networks: Net
         return new_state(config.seed, params, optimizer.init(params))
 
     def make_pipeline() -> TrainPipeline:
-        encoded = encode_training(config, own_task, tokenizer, first=True)
+        encoded = encode_training(config, own_task, tokenizer, config.model.max_positions, first=True)
         return TrainPipeline(
             encoded, batch_size=r.batch_size or config.data.batch_size, seed=config.seed, shard=this_process()
         )

@@ -194,6 +194,17 @@ def test_evaluation_may_begin_at_a_later_example():
         eval_batches(Twenty(), TOKENIZER, "test", 4, first=20, **options)
 
 
+def test_a_prompt_over_the_models_positions_is_refused():
+    options = {"lengths": (16, 64), "max_segments": 8}
+    whole, _ = eval_batches(TASK, TOKENIZER, "test", 8, batch_size=8, **options)
+    longest = int(np.max(np.sum(whole[0].role != Role.PAD, axis=1)))
+    fits, _ = eval_batches(TASK, TOKENIZER, "test", 8, batch_size=8, positions=longest, **options)
+    assert same(fits[0], whole[0]), "the padding needs no positions"
+    said = rf"{longest} tokens, which config.data.lengths allows; expected at most the {longest - 1} .*max_positions"
+    with pytest.raises(UserError, match=said):
+        eval_batches(TASK, TOKENIZER, "test", 8, batch_size=8, positions=longest - 1, **options)
+
+
 def test_an_epoch_does_not_tokenise_again():
     task = Counted()
     encoded = EncodedTask(task, TOKENIZER, "train", 8, lengths=(16,), max_segments=1)

@@ -16,6 +16,8 @@ NAMES = ("Ann", "Bob", "Cy", "Di")
 def tiny_model(folder: Path) -> Path:
     """A two-layer Llama with a token a character (its 96 symbols), in the format of the hub."""
     shutil.copytree(ROOT / "tests" / "references" / "llama3-tied", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
     symbols = ["<unk>", "<s>", "</s>", " ", "\n", *string.ascii_letters, *string.digits, *".:?'"]
     tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]

@@ -83,6 +83,7 @@ def test_what_cannot_be_is_named(sections, message, monkeypatch):
             {"data": {"lengths": (8,)}},
             r"chain/train/\d+: the prompt has \d+ tokens, the limit is 8: raise config.data",
         ),
+        ({"model": {"max_positions": 10}}, r"\d+ tokens, which config.data.lengths .*at most the 10 .*max_positions"),
         ({"data": {"max_segments": 2}}, r"the context has 3 segments, the limit is 2: raise config.data.max_segments"),
     ],
 )
