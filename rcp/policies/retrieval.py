@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import log1p
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +25,23 @@ def words(text: str) -> list[str]:
 
 
 def bm25_scores(segments: Sequence[str], question: str) -> np.ndarray:
-    """BM25 (Okapi) of each segment for the question, float64 [segments]; the segments of the example are the corpus."""
+    """BM25 (Okapi) of each segment for the question, float64 [segments]; the segments of the example are the corpus.
+
+    A word that is in more than half of the N segments has a negative idf, log((N - n + .5) / (n + .5)) for n of them,
+    for which rank_bm25 takes a quarter of the average. Of few segments the average itself may be 0 or less, so that a
+    segment would lose by having the question's word: then every idf is Lucene's, log(1 + (N - n + .5) / (n + .5)),
+    which is positive.
+    """
     from rank_bm25 import BM25Okapi
 
     corpus = [words(segment) for segment in segments]
     if not any(corpus):
         return np.zeros(len(segments))
-    return np.asarray(BM25Okapi(corpus).get_scores(words(question)))
+    found = BM25Okapi(corpus)
+    if found.average_idf <= 0:
+        counts = Counter(word for segment in corpus for word in set(segment))
+        found.idf = {word: log1p((len(corpus) - n + 0.5) / (n + 0.5)) for word, n in counts.items()}
+    return np.asarray(found.get_scores(words(question)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from rank_bm25 import BM25Okapi
 
 from rcp.data.pack import collate, encode
 from rcp.data.tokenizer import SymbolTokenizer
@@ -117,6 +118,30 @@ def test_bm25_finds_the_segment_that_shares_a_rare_word() -> None:
     scores = bm25_scores(EXAMPLES[0].context, EXAMPLES[0].question)
     assert int(np.argmax(scores)) == 1
     assert kept_tokens(Bm25(TOKENIZER.decode), batch_of(), 5 / 13)[0].tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        ["the cat sat", "the dog sat"],
+        ["one red house", "one red tree", "one red boat"],
+        ["cat", "cat cat", "dog"],
+        ["the cat", "the dog", "the end"],
+    ],
+)
+def test_bm25_of_few_segments_never_punishes_a_word_of_the_question(segments: list[str]) -> None:
+    """Where most words are in most segments, so that rank_bm25's average idf is not above 0."""
+    assert BM25Okapi([segment.split() for segment in segments]).average_idf <= 0
+    for word in {word for segment in segments for word in segment.split()}:
+        scores, has = bm25_scores(segments, word), np.array([word in segment.split() for segment in segments])
+        assert (scores[has] > 0).all() and not scores[~has].any()
+
+
+def test_bm25_is_that_of_rank_bm25_where_its_average_idf_is_positive() -> None:
+    segments = ["the red cat sat", "the blue dog ran", "the green bird flew", "the old man slept"]
+    plain = BM25Okapi([segment.split() for segment in segments])
+    assert plain.average_idf > 0 and min(plain.idf.values()) == 0.25 * plain.average_idf
+    np.testing.assert_array_equal(bm25_scores(segments, "the dog"), plain.get_scores(["the", "dog"]))
 
 
 def test_bm25_breaks_ties_by_place_and_takes_empty_texts() -> None:
