@@ -101,8 +101,8 @@ def compress(
         information = jnp.where(first, 0.0, information)  # the first token of all has nothing before it
         seen = past.seen + _count(part.context)
         forced = _count(part.context & part.fixed)
-        # budget * seen is below 2^31 for contexts of up to 46,000 tokens
-        share = jnp.clip(budget * seen // pooled - past.kept, forced, _count(part.context))
+        due = sampling.floor_of_share(budget, seen, pooled)
+        share = jnp.clip(due - past.kept, forced, _count(part.context))
         logits = jnp.where(part.fixed, jnp.inf, jnp.where(part.there, information, -jnp.inf))
         keep = sampling.top_k(logits, share + _count(part.there & ~part.context)).mask
         states, cache = model.hidden(part.tokens, valid=keep, cache=past.cache)

@@ -20,7 +20,7 @@ from rcp.sampling.conditional import (
     conditional_bernoulli_log_prob,
     marginals,
 )
-from rcp.sampling.counts import count_of_rate
+from rcp.sampling.counts import count_of_rate, floor_of_share
 from rcp.sampling.estimators import ESTIMATORS, Estimate, estimate
 from rcp.sampling.gumbel import entropy, gumbel_top_k, log_prob, top_k
 from rcp.sampling.order import gumbel_noise
@@ -41,6 +41,7 @@ __all__ = [
     "count_of_rate",
     "entropy",
     "estimate",
+    "floor_of_share",
     "gumbel_noise",
     "gumbel_top_k",
     "leave_one_out",
