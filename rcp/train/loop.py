@@ -118,11 +118,13 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
     first = parallel.process == 0
 
     def say(text: str) -> None:
-        if first:
+        if first and text:
             print(text, file=sys.stderr, flush=True)
 
     taken = _finished_elsewhere(stages, config, workdir, Path(prepared), say) if prepared is not None else []
+    longer = _longer(stages[-1], config, workdir)
     save_config(config, workdir, begun=_begun(workdir), writing=first)
+    say(longer)
     while taken:  # each is let go of once it is written: tables may be large
         stage, end = taken.pop(0)
         checkpoints = _checkpoints(stage, config, workdir)
@@ -305,6 +307,22 @@ def _reached(stages: Sequence[Stage], workdir: Path) -> dict[str, int]:
 def _begun(workdir: Path) -> bool:
     """Whether a stage has a checkpoint, also one that this config does not have."""
     return any(newest_step(folder) for folder in (workdir / "checkpoints").glob("*") if folder.is_dir())
+
+
+def _longer(stage: Stage, config: Config, workdir: Path) -> str:
+    """A warning where the stage goes on behind a learning rate that fell over fewer steps; else empty."""
+    done, schedule = newest_step(_folder(workdir, stage)), config.optim.schedule
+    saved = workdir / "config.json"
+    if not done or schedule == "constant" or not saved.exists():
+        return ""
+    before = load_config(saved).train.steps
+    if before >= config.train.steps:
+        return ""
+    return (
+        f"{stage.name}: config.train.steps was {before} and is {config.train.steps}. The learning rate "
+        f'(config.optim.schedule "{schedule}") falls over all of them, so that it jumps up where the run goes on, '
+        f"after step {done}: it ends otherwise than a run of {config.train.steps} steps from the beginning"
+    )
 
 
 def _folder(workdir: Path, stage: Stage) -> Path:

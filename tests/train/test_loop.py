@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from rcp.config import Config, EvalConfig, ParallelConfig
+from rcp.config import Config, EvalConfig, OptimConfig, ParallelConfig
 from rcp.config_file import from_dict, load_config
 from rcp.config_saved import save_config
 from rcp.train.loop import _reached, restore, run
@@ -162,9 +162,21 @@ def test_a_finished_run_started_again_does_nothing(alone):
     assert steps_logged(workdir) == list(range(1, 31))
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(alone, tmp_path):
+def test_a_longer_run_goes_on_from_a_shorter_one(alone, tmp_path, capsys):
+    """The toy's rate is constant; that of a schedule jumps, which is said once."""
+    constant = [replace(one_device(steps), optim=OptimConfig(schedule="constant")) for steps in (6, 8)]
+    for config in constant:
+        run(toy_stages(second=config.train.steps), config, tmp_path / "constant")
     run(toy_stages(second=12), one_device(steps=12), tmp_path)
+    assert "jumps" not in capsys.readouterr().err
     result = run(toy_stages(), one_device(), tmp_path)
+    said = capsys.readouterr().err
+    assert (
+        "pruner: config.train.steps was 12 and is 20." in said
+        and "jumps up where the run goes on, after step 12" in said
+    )
+    run(toy_stages(), one_device(), tmp_path)
+    assert "jumps" not in capsys.readouterr().err
     assert np.abs(weights(result) - weights(alone[0])).max() == 0
     assert steps_logged(tmp_path) == list(range(1, 31))
 
