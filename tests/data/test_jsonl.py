@@ -130,11 +130,40 @@ def test_empty_context_is_also_refused_when_packed(tmp_path):
         encode(example.__class__(**{**example.__dict__, "context": ()}), SymbolTokenizer(["a"]))
 
 
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("a\r\n\r\nb", ("a\r\n\r\n", "b")),
+        ("a\r\nb\r\n \t\r\n\r\n  c\r\n", ("a\r\nb\r\n \t\r\n\r\n  ", "c\r\n")),
+        ("a\n\r\nb\r\n\nc", ("a\n\r\n", "b\r\n\n", "c")),
+        ("\n\na\n\nb", ("\n\na\n\n", "b")),
+        (" \r\n\t\n  a\n\nb", (" \r\n\t\n  a\n\n", "b")),
+        ("\na", ("\na",)),
+        ("a\rb\r\rc", ("a\rb\r\rc",)),
+        ("\r\n \n", ()),
+    ],
+)
+def test_ends_of_lines_and_blank_lines_before_a_text(text, segments):
+    assert split_segments(text) == segments
+
+
 @given(st.text(alphabet="ab \n\t.", max_size=40))
+def test_texts_with_plain_ends_of_lines_are_cut_as_those_with_others(text):
+    """The cuts do not hang on how lines end; blank lines before the text apart, they are those of a plain rule."""
+    plain = split_segments(text)
+    assert split_segments(text.replace("\n", "\r\n")) == tuple(segment.replace("\n", "\r\n") for segment in plain)
+    rule = r"(?:[^\n]|\n(?![ \t]*\n))+(?:\n[ \t]*)*|(?:\n[ \t]*)+"
+    begun = re.sub(r"\A(?:[ \t]*\n)+", "", text)
+    cut = tuple(re.findall(rule, begun)) if begun.strip() else ()
+    assert plain == ((text[: len(text) - len(begun)] + cut[0], *cut[1:]) if cut else ())
+
+
+@given(st.lists(st.sampled_from([*"ab \n\t.", "\r\n"]), max_size=40).map("".join))
 def test_segments_concatenate_to_the_text(text):
     segments = split_segments(text)
     assert "".join(segments) == (text if text.strip() else "")
     for segment in segments:
-        assert "\n\n" not in segment.strip()
+        assert segment.strip() and not re.search(r"\n[ \t]*\r?\n", segment.strip(" \t\r\n"))
     if text.strip():
-        assert len([s for s in segments if s.strip()]) == len([p for p in re.split(r"\n[ \t]*\n", text) if p.strip()])
+        paragraphs = [part for part in re.split(r"\r?\n[ \t]*\r?\n", text) if part.strip(" \t\r\n")]
+        assert len(segments) == len(paragraphs)

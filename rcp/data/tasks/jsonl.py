@@ -22,10 +22,22 @@ from rcp.data.sources import read_jsonl, text_field
 from rcp.data.tasks.base import LazyExamples, Split, check_split, same_text
 from rcp.types import Example, Tokenizer, UserError
 
+_PARAGRAPH = re.compile(
+    r"""
+    (?:\A (?:[ \t]*\r?\n)+)?                           # blank lines before the first
+    (?:[^\r\n] | \r(?!\n) | \r?\n(?![ \t]*\r?\n))+    # up to a line's end with a blank line behind it
+    (?:\r?\n[ \t]*)*
+    """,
+    re.VERBOSE,
+)
+
 
 def split_segments(text: str) -> tuple[str, ...]:
-    """The paragraphs of a text, each with the blank lines that follow it; concatenated they are the text again."""
-    return tuple(re.findall(r"(?:[^\n]|\n(?![ \t]*\n))+(?:\n[ \t]*)*|(?:\n[ \t]*)+", text)) if text.strip() else ()
+    """The paragraphs of a text, each with the blank lines that follow it; concatenated they are the text again.
+
+    Blank lines before the first belong to it. A line ends with "\\n" or "\\r\\n".
+    """
+    return tuple(_PARAGRAPH.findall(text)) if text.strip() else ()
 
 
 def _separated(segment: str) -> str:
