@@ -39,6 +39,16 @@ def keys_of(state: TrainState, batch: Batch) -> Array:
     return jax.vmap(lambda index: jax.random.fold_in(base, index))(batch.index)
 
 
+def keys_of_sample(keys: Array, sample: Int[Array, ""] | int) -> Array:
+    """The keys of one of the masks drawn for each example, of those that `keys_of` gives; budgets have number 0."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
+
+
+def keys_of_noise(keys: Array) -> Array:
+    """The keys of the relaxed mask's noise: of no sample's, whose draw it would else repeat."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1 << 20))(keys)
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How a config draws and judges masks.
@@ -102,8 +112,7 @@ class Drawing:
         """`policy.samples` masks of each example and what they earn."""
 
         def one(sample: Int[Array, ""]) -> tuple[Pruned, Float[Array, " batch"]]:
-            own = jax.vmap(lambda key: jax.random.fold_in(key, 1 + sample))(keys)
-            return self.prune(scores, batch, budget, own)
+            return self.prune(scores, batch, budget, keys_of_sample(keys, sample))
 
         pruned, log_prob = jax.lax.map(one, jnp.arange(self.config.policy.samples, dtype=jnp.int32))
         return Drawn(pruned, log_prob, *self.earn(params, frozen, batch, pruned))

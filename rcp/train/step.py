@@ -21,7 +21,7 @@ from rcp.nn.pruner import Pruned
 from rcp.nn.reader import Reading
 from rcp.nn.relax import relax
 from rcp.objectives import OBJECTIVES, Draws, Labels, Outcome, Settings, combine, global_mean
-from rcp.train.draws import Drawing, Drawn, keys_of
+from rcp.train.draws import Drawing, Drawn, keys_of, keys_of_noise
 from rcp.train.judge_step import drawn_of
 from rcp.train.labels import keep_labels, segment_gains
 from rcp.train.networks import Networks, Params
@@ -99,7 +99,7 @@ def make_pruner_step(
         scores = networks.score(params, batch, c.features, c.budget)
         keep = nll = kl = draws = None
         if "relaxed" in needs:
-            own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(c.keys) if config.relax.noise else None
+            own = keys_of_noise(c.keys) if config.relax.noise else None
             keep = relax(
                 scores,
                 batch,

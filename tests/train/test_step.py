@@ -15,7 +15,7 @@ from rcp.config import OptimConfig, ParallelConfig
 from rcp.config_file import from_dict
 from rcp.nn.lora import init_lora
 from rcp.nn.scorer import early_features
-from rcp.train.draws import Drawing
+from rcp.train.draws import Drawing, keys_of_noise, keys_of_sample
 from rcp.train.networks import Networks
 from rcp.train.optim import make_optimizer
 from rcp.train.parallel import Parallel
@@ -59,6 +59,14 @@ def set_up(values: dict, kind: str = "mlp", optimizer=None):
     step = make_pruner_step(config, networks, optimizer, Drawing(config, networks, lambda whole: (whole, 12)))
     aux = {"baseline": jnp.asarray(0.3)} if config.policy.baseline == "moving_average" else {}
     return step, new_state(0, params, optimizer.init(params), aux), frozen
+
+
+def test_the_noise_of_the_relaxed_mask_is_that_of_no_draw():
+    """Of two objectives, one relaxed and one that draws, each sees masks of its own."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise = {tuple(row) for row in np.asarray(jax.random.key_data(keys_of_noise(keys))).tolist()}
+    drawn = jax.vmap(partial(keys_of_sample, keys))(jnp.arange(-1, 512))  # -1: of the budgets
+    assert noise.isdisjoint(map(tuple, np.asarray(jax.random.key_data(drawn)).reshape(-1, 2).tolist()))
 
 
 def run(step, state: TrainState, frozen, batches):
