@@ -57,7 +57,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             raise UserError(f"config.eval.runs.{name}{written}: {name} is a method's name; call the run something else")
     positive = (
         "data.batch_size data.max_segments data.max_answer train.log_every train.checkpoint_every train.keep "
-        "policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
+        "train.steps policy.samples policy.updates optim.accumulate optim.max_nonfinite eval.examples eval.batch_size "
         "eval.bootstrap eval.samples "
         "model.lora_rank model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim "
         "model.d_ff model.max_positions scorer.width scorer.heads scorer.groups relax.temperature scorer.positions "
@@ -69,7 +69,7 @@ def check(config: Config, where: Callable[[str], str]) -> None:
         need(_get(config, key) is None or _get(config, key) > 0, key, "above 0 or None")
     not_negative = (
         "optim.learning_rate optim.weight_decay optim.clip_norm policy.clip scorer.depth reader.learning_rate "
-        "eval.shown eval.decode train.steps reader.steps warm_start.steps optim.warmup_steps reader.warmup_steps seed "
+        "eval.shown eval.decode reader.steps warm_start.steps optim.warmup_steps reader.warmup_steps seed "
         "parallel.devices eval.seed eval.first"
     )
     for key in not_negative.split():
