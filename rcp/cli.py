@@ -163,6 +163,9 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from rcp.train.parallel import use_compile_cache
+
+    use_compile_cache()
     from rcp.infer.files import prune_files
 
     prune_files(
