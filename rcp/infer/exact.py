@@ -20,7 +20,10 @@ FAR = 256  # places of which every single one is tried
 
 
 class Kept(NamedTuple):
-    """Which context tokens a budget keeps, bool [context]; and the order of keeping: lowest first, ties by place."""
+    """Which context tokens a budget keeps, bool [context]; and the order of keeping: lowest first, ties by place.
+
+    A budget keeps the forced tokens, and of the others the first in this order: the cut is behind them.
+    """
 
     mask: np.ndarray
     rank: np.ndarray

@@ -16,8 +16,7 @@ from rcp.data.tasks.jsonl import split_segments
 from rcp.data.text import text_left
 from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
-from rcp.nn.layout import of_segment
-from rcp.nn.pruner import Cut, Granularity, Scores, exact, prune
+from rcp.nn.pruner import Cut, Granularity, Scores, exact, filling_order, prune
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 ROUND = 64
@@ -198,10 +197,10 @@ class PromptPruner:
 def keep_and_rank(
     scores: Scores, batch: Batch, budget: jax.Array, *, granularity: Granularity, cut: Cut
 ) -> tuple[jax.Array, jax.Array]:
-    """The keep mask, and each token's place in the order in which tokens are kept; those of a segment share one."""
+    """The keep mask, and each token's place in the order in which tokens are kept, forced ones apart."""
     pruned = prune(scores, batch, budget, granularity=granularity, cut=cut)
     if granularity == "segment":
-        return pruned.keep, of_segment(pruned.segment_rank, batch)
+        return pruned.keep, filling_order(pruned.segment_rank, batch, cut)
     return pruned.keep, pruned.token_rank
 
 

@@ -69,6 +69,17 @@ def _before(rank: Int[Array, "batch segments"], lengths: Int[Array, "batch segme
     return jnp.take_along_axis(jnp.cumsum(in_order, axis=1, dtype=jnp.int32) - in_order, rank, axis=1)
 
 
+def filling_order(rank: Int[Array, "batch segments"], batch: Batch, cut: Cut) -> Int[Array, "batch tokens"]:
+    """Places of the context tokens, from 0, where a budget is filled with whole segments in the order of their `rank`.
+
+    Within a segment the tokens come from the end that `cut` spares: what is left out of the last one is at the other.
+    """
+    lengths, inside = layout.segment_lengths(batch), layout.places(batch)
+    if cut == "beginning":
+        inside = layout.of_segment(lengths, batch) - 1 - inside
+    return layout.of_segment(_before(rank, lengths), batch) + inside
+
+
 def exact(granularity: Granularity) -> Granularity:
     """The granularity at which the same scores meet a budget."""
     return "two_stage" if granularity == "independent" else granularity
@@ -133,10 +144,7 @@ def prune(
         limit = budget if granularity == "segment" else jnp.floor(EXPAND * budget.astype(jnp.float32)).astype(jnp.int32)
         drawn = _count((before < limit[:, None]) & (lengths > 0))
         if granularity == "segment":
-            inside = layout.places(batch)
-            if cut == "beginning":
-                inside = layout.of_segment(lengths, batch) - 1 - inside
-            place = layout.of_segment(before, batch) + inside
+            place = filling_order(segment_rank, batch, cut)
             # Forced tokens first, then in the order of segments: a forced token behind the cut displaces the last.
             order = jnp.where(forced, -1.0, place.astype(jnp.float32))
             keep = sampling.top_k(jnp.where(context, -order, -jnp.inf), budget).mask | fixed

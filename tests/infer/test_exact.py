@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcp.infer.exact import FAR, NEAR, Kept, closest, meet
-from rcp.infer.prompt import PromptPruner
+from rcp.infer.prompt import PromptPruner, keep_and_rank
+from rcp.nn.pruner import Cut, Granularity
+from rcp.types import Role
 from tests.infer.test_prompt import TEXT, Letters, score
+from tests.nn.pruning import LENGTH, SEGMENTS, random_scores
+from tests.nn.test_pruner import prompts
+from tests.tiny import batch_of
 
 pytestmark = pytest.mark.lax
 
@@ -49,6 +54,37 @@ def test_a_text_of_the_length_wanted_is_found_wherever_there_is_one(data):
             assert count(i, mask) == max(below)
         budget = min(max(wanted[i], forced[i].sum(), 1), sizes[i])
         assert unmended[i] == count(i, keep_best(ranks[i], forced[i], budget))
+
+
+@pytest.mark.parametrize("cut", ["end", "beginning"])
+@pytest.mark.parametrize("granularity", ["token", "segment", "two_stage"])
+@settings(max_examples=40, deadline=None)
+@given(rows=st.tuples(prompts(), prompts()), budget=st.integers(0, LENGTH), seed=st.integers(0, 1000))
+def test_what_a_budget_keeps_is_first_in_the_order_of_keeping(
+    granularity: Granularity, cut: Cut, rows, budget: int, seed: int
+):
+    """Forced tokens apart: `closest` looks for the cut there."""
+    batch = batch_of(rows, LENGTH, SEGMENTS)
+    spend = np.full(2, budget, np.int32)
+    found = keep_and_rank(random_scores(seed, batch), batch, spend, granularity=granularity, cut=cut)
+    for row, (keep, rank) in enumerate(zip(*map(np.asarray, found))):
+        free = np.flatnonzero((batch.role[row] == Role.CONTEXT) & ~batch.forced[row])
+        order = free[np.argsort(rank[free], kind="stable")]
+        assert sorted(keep[order], reverse=True) == keep[order].tolist()
+
+
+def test_of_a_segment_cut_at_its_beginning_tokens_at_the_cut_are_flipped():
+    """With its first letter the blank lines behind it come too: three tokens at once, so that two have to go."""
+    pruner = PromptPruner(score, Letters(), "segment", cut="beginning")
+    for asked, left in (
+        (7, "the two"),
+        (8, "n\n\ne two"),
+        (9, "n\n\nhe two"),
+        (10, "n\n\nthe two"),
+        (11, "on\n\nthe two"),
+    ):
+        (found,) = pruner(["a question\n\nthe two"], ["q"], keep_tokens=asked)
+        assert (found.text, found.kept) == (left, asked), "nothing far from the cut is flipped"
 
 
 def test_the_least_change_nearest_to_the_cut_is_made():
