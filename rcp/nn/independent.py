@@ -76,7 +76,7 @@ def entropy(
 def _left(
     tokens: Float[Array, "batch tokens"], survivors: Bool[Array, "batch segments"], batch: Batch
 ) -> Float[Array, "batch tokens"]:
-    """Token logits among the survivors: +inf at their first tokens, -inf in all other segments."""
+    """Token logits among the survivors: +inf at their first tokens, -inf in all other segments but for forced ones."""
     context, inside = layout.in_context(batch), layout.of_segment(survivors, batch)
-    tokens = jnp.where(context & (layout.places(batch) < LEAD), jnp.inf, tokens)
-    return jnp.where(context & ~inside, -jnp.inf, tokens)
+    lead = jnp.where(context & (layout.places(batch) < LEAD), jnp.inf, tokens)
+    return jnp.where(context & ~inside & (tokens < jnp.inf), -jnp.inf, lead)

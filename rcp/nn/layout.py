@@ -49,6 +49,12 @@ def segment_lengths(batch: Batch) -> Int[Array, "batch segments"]:
     return jnp.sum(membership(batch), axis=1, dtype=jnp.int32)
 
 
+def free_lengths(batch: Batch) -> Int[Array, "batch segments"]:
+    """Tokens of each context segment that are not forced, int32 [batch, segments]."""
+    free = ~jnp.asarray(batch.forced)
+    return jnp.sum(membership(batch) & free[..., None], axis=1, dtype=jnp.int32)
+
+
 def segment_exists(batch: Batch) -> Bool[Array, "batch segments"]:
     """Which segments have tokens."""
     return jnp.any(membership(batch), axis=1)

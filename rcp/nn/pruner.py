@@ -1,14 +1,15 @@
 """Scores, budget and guarantees -> exactly the tokens to keep, and the prompt that is really shorter for it.
 
 A budget counts *context* tokens of the model that will read them. Instruction, question and answer are always read;
-they and forced context tokens enter every sampler with logit +inf, padding with -inf. At every granularity exactly
-`min(max(budget, forced tokens), context tokens)` context tokens are kept:
+they and forced context tokens enter every sampler with logit +inf, padding with -inf. A segment has logit +inf only
+where all of it is forced: of one that is forced in part, the forced tokens are kept, and the scores decide about the
+rest. At every granularity exactly `min(max(budget, forced tokens), context tokens)` context tokens are kept:
 
 * "token": the best tokens.
-* "segment": whole segments in the order drawn; the one that crosses the budget is cut at its end, or at its beginning
-  (`cut`): then what is left of it ends as it was written, separator included.
+* "segment": whole segments in the order drawn, as far as the budget goes that forced tokens leave; the one that crosses
+  it is cut at its end, or at its beginning (`cut`): then what is left of it ends as it was written, separator included.
 * "two_stage": segments first, in the order drawn, until they hold `EXPAND` times the budget (the shot pruner of
-  CoT-Influx, arXiv 2312.08901), then the best tokens of those.
+  CoT-Influx, arXiv 2312.08901), then the best tokens of those, forced ones of all segments among them.
 
 At "independent" there is no budget: segments and then their tokens are kept or not each by itself, as CoT-Influx does
 (see `rcp.nn.independent`), so that `kept` varies and `asked` is only a note. `exact` is the granularity to use the same
@@ -86,9 +87,13 @@ def exact(granularity: Granularity) -> Granularity:
 
 
 def segment_logits(scores: Scores, batch: Batch) -> Float[Array, "batch segments"]:
-    """Segment logits with the guarantees: +inf where a segment holds a forced token, -inf where there is none."""
-    forced = jnp.any(layout.membership(batch) & batch.forced[..., None], axis=1)
-    return jnp.where(forced, jnp.inf, jnp.where(layout.segment_exists(batch), _finite(scores.segments), -jnp.inf))
+    """Segment logits with the guarantees: +inf where a segment is forced as a whole, -inf where there is none.
+
+    Forced tokens of other segments are kept as tokens, and leave the choice among these segments to their scores.
+    """
+    exists, free = layout.segment_exists(batch), layout.free_lengths(batch)
+    whole = exists & (free == 0)
+    return jnp.where(whole, jnp.inf, jnp.where(exists, _finite(scores.segments), -jnp.inf))
 
 
 def token_logits(scores: Scores, batch: Batch, pool: Bool[Array, "batch tokens"]) -> Float[Array, "batch tokens"]:
@@ -140,17 +145,20 @@ def prune(
     if granularity != "token":
         segments = _draw(segment_logits(scores, batch), _count(lengths > 0), keys, SEGMENT_STREAM)
         segment_rank = segments.rank
-        before = _before(segment_rank, lengths)
-        limit = budget if granularity == "segment" else jnp.floor(EXPAND * budget.astype(jnp.float32)).astype(jnp.int32)
-        drawn = _count((before < limit[:, None]) & (lengths > 0))
         if granularity == "segment":
             place = filling_order(segment_rank, batch, cut)
             # Forced tokens first, then in the order of segments: a forced token behind the cut displaces the last.
             order = jnp.where(forced, -1.0, place.astype(jnp.float32))
             keep = sampling.top_k(jnp.where(context, -order, -jnp.inf), budget).mask | fixed
-            pool = context & (place < budget[:, None])
-            return Pruned(keep, _count(keep & context), asked, segment_rank, drawn, no_rank, pool)
-        pool = context & layout.of_segment(before < limit[:, None], batch)  # segments drawn at all, each of them whole
+            # The free tokens of the segments looked at fill what forced ones leave of the budget.
+            free, left = layout.free_lengths(batch), (budget - _count(forced))[:, None]
+            drawn = _count((lengths > 0) & ((free == 0) | (_before(segment_rank, free) < left)))
+            return Pruned(keep, _count(keep & context), asked, segment_rank, drawn, no_rank, keep & context)
+        before = _before(segment_rank, lengths)
+        limit = jnp.floor(EXPAND * budget.astype(jnp.float32)).astype(jnp.int32)
+        drawn = _count((before < limit[:, None]) & (lengths > 0))
+        # Segments drawn at all, each of them whole, and what must be kept of the others.
+        pool = context & (layout.of_segment(before < limit[:, None], batch) | forced)
 
     tokens = _draw(token_logits(scores, batch, pool), budget + _count(fixed), keys, TOKEN_STREAM)
     return Pruned(tokens.mask, _count(tokens.mask & context), asked, segment_rank, drawn, tokens.rank, pool)
@@ -161,7 +169,7 @@ def _independent(scores: Scores, batch: Batch, asked: Int[Array, " batch"], keys
     segments, tokens = independent.decide(
         segment_logits(scores, batch), token_logits(scores, batch, context), batch, keys
     )
-    pool = context & layout.of_segment(segments.mask, batch)
+    pool = context & (layout.of_segment(segments.mask, batch) | batch.forced)
     kept, drawn = _count(tokens.mask & context), _count(segments.mask)
     return Pruned(tokens.mask, kept, asked.astype(jnp.int32), segments.rank, drawn, tokens.rank, pool)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from rcp.nn.layout import context_tokens, membership, segment_lengths
+from rcp.nn.layout import context_tokens, free_lengths
 from rcp.nn.pruner import Scores
 from rcp.policies.base import Policy
 from rcp.types import Batch
@@ -54,7 +54,7 @@ class NoContext(Policy):
 class Shorter(Policy):
     """The prompt one would write for the budget: whole segments in the given order while they fit, none truncated.
 
-    Segments that hold forced tokens come first. It may spend less than the budget; tables report what it kept.
+    Forced tokens, of whichever segment, come first. It may spend less than the budget; tables report what it kept.
     """
 
     name = "shorter"
@@ -64,10 +64,9 @@ class Shorter(Policy):
         return earliest_first(batch)
 
     def spend(self, batch: Batch, budget: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        lengths, budget = segment_lengths(batch), jnp.asarray(budget)[:, None]
-        held = jnp.any(membership(batch) & jnp.asarray(batch.forced)[..., None], axis=1)
-        first = jnp.sum(jnp.where(held, lengths, 0), axis=1, keepdims=True)
-        ends = jnp.concatenate([first, first + jnp.cumsum(jnp.where(held, 0, lengths), axis=1)], axis=1)
+        free, budget = free_lengths(batch), jnp.asarray(budget)[:, None]
+        forced = context_tokens(batch)[:, None] - jnp.sum(free, axis=1, keepdims=True, dtype=jnp.int32)
+        ends = jnp.concatenate([forced, forced + jnp.cumsum(free, axis=1, dtype=jnp.int32)], axis=1)
         return jnp.max(jnp.where(ends <= budget, ends, 0), axis=1).astype(jnp.int32)
 
 

@@ -157,6 +157,21 @@ def test_forced_tokens_are_kept_and_a_forced_segment_does_not_count_as_the_survi
     np.testing.assert_array_equal(np.asarray(found.kept) >= 5 + 3, True)
 
 
+def test_forced_tokens_of_a_segment_that_is_dropped_are_kept():
+    """The segment is drawn like any other, and its probability counts."""
+    prompt = Prompt((4, 4, 5), forced=((2, 1), (2, 4)))
+    batch = jax.tree.map(lambda x: np.repeat(x, 64, axis=0), batch_of((prompt,), LENGTH + 1, 3))
+    low = Scores(jnp.full(batch.role.shape, -9.0), jnp.full(batch.support.shape, -9.0).at[:, 0].set(9.0))
+    found = prune(low, batch, np.zeros(64, np.int32), "independent", jax.random.split(jax.random.key(1), 64))
+    assert np.asarray(found.keep)[batch.forced].all()
+    survivors = np.asarray(found.segment_rank) < np.asarray(found.drawn)[:, None]
+    np.testing.assert_array_equal(survivors, np.tile([True, False, False], (64, 1)))
+    kept = np.asarray(found.keep) & (batch.role == Role.CONTEXT)
+    np.testing.assert_array_equal((kept & (batch.segment == 2)).sum(1), 2)
+    values, slope = each(pruner.log_prob, low, batch, found)
+    assert np.isfinite(values).all() and np.any(np.asarray(slope.segments)[:, 2])
+
+
 def test_the_same_scores_meet_a_budget_at_two_stages():
     assert [pruner.exact(name) for name in ("token", "segment", "two_stage", "independent")] == [
         "token",

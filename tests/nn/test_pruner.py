@@ -91,15 +91,72 @@ def test_segments_go_whole_and_in_the_order_of_their_scores(budget, cut):
         np.testing.assert_array_equal(pruned.keep[row], expected)
 
 
+def test_a_segment_that_is_forced_as_a_whole_is_drawn_first():
+    prompt = Prompt((2, 3, 2), forced=((2, 0), (2, 1)))
+    batch = batch_of((prompt,), LENGTH, SEGMENTS)
+    scores = Scores(np.zeros((1, LENGTH), np.float32), np.asarray([[3, 9, -9, 0, 0]], np.float32))
+    pruned = prune(scores, batch, np.asarray([4], np.int32), "segment")
+    # It is drawn first; then the best one, cut.
+    np.testing.assert_array_equal(pruned.keep[0], mask_of(batch, 0, [(2, 0), (2, 1), (1, 0), (1, 1)]))
+    assert pruned.segment_rank[0, :3].tolist() == [2, 1, 0] and pruned.drawn.tolist() == [2]
+    pruned = prune(scores, batch, np.asarray([1], np.int32), "segment")
+    np.testing.assert_array_equal(pruned.keep[0], mask_of(batch, 0, [(2, 0), (2, 1)]))
+    assert pruned.drawn.tolist() == [1]
+
+
 def test_a_forced_token_behind_the_cut_displaces_the_last_one_before_it():
+    """Its segment is not drawn for it: the scores choose among segments."""
     prompt = Prompt((2, 3, 2), forced=((2, 1),))
     batch = batch_of((prompt,), LENGTH, SEGMENTS)
-    segments = np.asarray([[3, 9, -9, 0, 0]], np.float32)
-    keep = prune(Scores(np.zeros((1, LENGTH), np.float32), segments), batch, np.asarray([4], np.int32), "segment").keep
-    # The segment with the forced token is drawn first, whole; then the best one, cut.
-    np.testing.assert_array_equal(keep[0], mask_of(batch, 0, [(2, 0), (2, 1), (1, 0), (1, 1)]))
-    keep = prune(Scores(np.zeros((1, LENGTH), np.float32), segments), batch, np.asarray([1], np.int32), "segment").keep
-    np.testing.assert_array_equal(keep[0], mask_of(batch, 0, [(2, 1)]))
+    scores = Scores(np.zeros((1, LENGTH), np.float32), np.asarray([[3, 9, -9, 0, 0]], np.float32))
+    for budget, kept, drawn in (
+        (1, [(2, 1)], 0),
+        (3, [(1, 0), (1, 1), (2, 1)], 1),
+        (4, [(1, 0), (1, 1), (1, 2), (2, 1)], 1),
+        (5, [(0, 0), (1, 0), (1, 1), (1, 2), (2, 1)], 2),
+    ):
+        pruned = prune(scores, batch, np.asarray([budget], np.int32), "segment")
+        np.testing.assert_array_equal(pruned.keep[0], mask_of(batch, 0, kept))
+        assert pruned.segment_rank[0, :3].tolist() == [1, 0, 2] and pruned.drawn.tolist() == [drawn]
+
+
+@pytest.mark.parametrize("cut", ["end", "beginning"])
+def test_beside_forced_tokens_the_best_segments_fill_what_is_left_of_the_budget(cut):
+    """Against filling token by token; the draw ends with the segment that fills the budget."""
+
+    @settings(max_examples=80, deadline=None, derandomize=True)
+    @given(rows=st.tuples(prompts(), prompts()), budget=st.integers(0, LENGTH + 3), seed=st.integers(0, 1000))
+    def check(rows, budget, seed):
+        batch = batch_of(rows, LENGTH, SEGMENTS)
+        scores = random_scores(seed, batch)
+        pruned = prune(scores, batch, np.full(2, budget, np.int32), "segment", cut=cut)
+        for row, prompt in enumerate(rows):
+            sizes, forced = prompt.segments, set(prompt.forced)
+            there = [s for s, size in enumerate(sizes) if size]
+            whole = [s for s in there if all((s, place) in forced for place in range(sizes[s]))]
+            rest = sorted((s for s in there if s not in whole), key=lambda s: -scores.segments[row, s])
+            kept, looked = set(forced), len(whole)
+            for segment in rest:
+                looked += len(kept) < budget
+                places = range(sizes[segment])
+                for place in places if cut == "end" else places[::-1]:
+                    if len(kept) < budget:
+                        kept.add((segment, place))
+            np.testing.assert_array_equal(pruned.keep[row], mask_of(batch, row, kept))
+            assert pruned.drawn[row] == looked
+
+    check()
+
+
+def test_two_stages_keep_forced_tokens_of_segments_that_were_not_drawn():
+    prompt = Prompt((2, 4, 2), forced=((2, 1),))
+    batch = batch_of((prompt,), LENGTH, SEGMENTS)
+    tokens = np.arange(LENGTH, dtype=np.float32)[None]
+    pruned = prune(
+        Scores(tokens, np.asarray([[3, 9, -9, 0, 0]], np.float32)), batch, np.asarray([2], np.int32), "two_stage"
+    )
+    assert pruned.drawn.tolist() == [1]
+    np.testing.assert_array_equal(pruned.keep[0], mask_of(batch, 0, [(1, 3), (2, 1)]))
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 8])

@@ -73,8 +73,6 @@ def test_sigmoid_gates_each_unit_by_itself(granularity):
     by_segment = np.take_along_axis(np.asarray(scores.segments), np.maximum(batch.segment, 0), axis=1)
     logits = by_segment if granularity == "segment" else np.asarray(scores.tokens)
     free = (batch.role == Role.CONTEXT) & ~batch.forced
-    if granularity == "segment":  # a segment with a forced token is kept whole
-        free &= ~((np.arange(2) == 0)[:, None] & (batch.segment == 1))
     np.testing.assert_allclose(soft[free], (1 / (1 + np.exp(-logits / 0.5)))[free], rtol=1e-5)
     assert (soft[~free & (batch.role != Role.PAD)] == 1).all()
     budget = np.asarray([3, 5], np.int32)

@@ -14,6 +14,7 @@ from rcp.evaluate.sweep import sweep
 from rcp.nn.pruner import EXPAND, budget_of_rate
 from rcp.nn.reader import Reading
 from rcp.policies import LLMLingua
+from rcp.policies.llmlingua import KEPT
 from rcp.types import Batch, Role
 from tests.policies.prompts import KEY, MODEL, PROMPTS, PRUNE, SEGMENTS, log_probs, prompts, rows_of
 from tests.tiny import Prompt, batch_of
@@ -89,6 +90,22 @@ def test_forced_tokens_are_kept_within_the_budget() -> None:
     batch = batch_of((Prompt((4, 3, 5, 2), forced=((2, 4), (0, 0))),), 32, SEGMENTS)
     (kept,) = kept_by(POLICY, batch, np.array([5], np.int32))
     assert {1, 12} <= set(kept)
+
+
+def test_a_forced_token_of_a_segment_that_is_left_out_is_part_of_what_is_compressed() -> None:
+    whole = prompts()
+    budget = np.full(whole.index.shape, 2, np.int32)
+    first = PRUNE(POLICY.scores(whole, key=KEY, budget=budget), whole, budget, granularity="two_stage")
+    left_out = ~np.asarray(first.token_pool)
+    places = [int(np.flatnonzero((row == Role.CONTEXT) & out)[-1]) for row, out in zip(whole.role, left_out)]
+    forced = np.zeros(whole.role.shape, bool)
+    forced[np.arange(len(places)), places] = True
+    batch = whole._replace(forced=forced)
+    scores = POLICY.scores(batch, key=KEY, budget=budget)
+    compressed = (np.asarray(scores.tokens) > KEPT / 2).sum(axis=1)
+    np.testing.assert_array_equal(compressed, budget)
+    for row, place in enumerate(places):
+        assert scores.tokens[row, place] > KEPT / 2
 
 
 def test_the_sweep_scores_it_once_a_budget() -> None:

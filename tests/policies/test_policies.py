@@ -106,6 +106,9 @@ def test_shorter_takes_whole_segments_while_they_fit() -> None:
     assert found == [[*range(5), *range(10, 13)], [*range(2), *range(3, 7)]]
     assert [len(p) for p in kept_tokens(Shorter(), forced, 0.5)] == [3, 4]  # 6 and 4: the first does not fit beside it
     assert [len(p) for p in kept_tokens(Shorter(), forced, 0.1)] == [3, 4]  # forced tokens are kept all the same
+    one = batch._replace(forced=(batch.segment == 2) & (np.cumsum(batch.segment == 2, axis=1) == 2))
+    found = [p.tolist() for p in kept_tokens(Shorter(), one, 0.5)]  # 6 and 4: whole segments beside the forced token
+    assert found == [[*range(5), 11], [*range(3), 4]]
 
 
 def test_oracle_keeps_the_needed_segments_first() -> None:
