@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rcp.data.spans import token_spans
 from rcp.types import Batch, Example, Role, Tokenizer, UserError
 
 
@@ -66,11 +67,12 @@ def encode(example: Example, tokenizer: Tokenizer, *, index: int = 0, group: int
         raise UserError(f"{example.uid or 'example'}: empty question")
     if not len(answer):
         raise UserError(f"{example.uid or 'example'}: empty answer")
-    forced = tuple(np.zeros(len(ids), bool) for ids in context)
+    spans: list[list[tuple[int, int]]] = [[] for _ in context]
     for segment, start, end in example.forced:
         if not 0 <= segment < len(context):
             raise UserError(f"{example.uid or 'example'}: forced span in segment {segment} of {len(context)}")
-        forced[segment][:] |= _covers(tokenizer, context[segment], example.context[segment], start, end)
+        spans[segment].append((start, end))
+    forced = tuple(_covers(tokenizer, *piece) for piece in zip(context, example.context, spans, strict=True))
     support = np.full(len(context), -1 if example.support is None else 0, np.int8)
     support[list(example.support or ())] = 1
     instruction = _ids(tokenizer, example.instruction)
@@ -81,26 +83,22 @@ def _ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.asarray(tokenizer.encode(text) if text else [], np.int32)
 
 
-def _covers(tokenizer: Tokenizer, ids: np.ndarray, text: str, start: int, end: int) -> np.ndarray:
-    """bool [len(ids)]: tokens that hold some character of text[start:end]; all of them for the whole text, and where
-    decoding is not exact.
+def _covers(tokenizer: Tokenizer, ids: np.ndarray, text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """bool [len(ids)]: tokens that hold some character of text[start:end] for one of the spans (start, end).
 
-    Token j holds the characters between the decoded lengths of the first j and the first j + 1 tokens. A character
-    split over several tokens decodes to replacement characters until it is whole: such tokens hold a part of it.
+    All of them for the whole text, and where decoding is not exact.
     """
-    if (start <= 0 and end >= len(text)) or tokenizer.decode(ids.tolist()) != text:
+    if not spans:
+        return np.zeros(len(ids), bool)
+    if any(start <= 0 and end >= len(text) for start, end in spans) or tokenizer.decode(ids.tolist()) != text:
         return np.ones(len(ids), bool)
-    prefixes = [tokenizer.decode(ids[:j].tolist()) for j in range(len(ids) + 1)]
-    whole = np.asarray([_common_prefix(prefix, text) for prefix in prefixes])
-    touched = whole + [len(prefix) > n for prefix, n in zip(prefixes, whole, strict=True)]
-    return (whole[:-1] < end) & (touched[1:] > start)
-
-
-def _common_prefix(a: str, b: str) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    held = token_spans(tokenizer, ids.tolist(), text)
+    if held is None:
+        return np.ones(len(ids), bool)
+    covered = np.zeros(len(ids), bool)
+    for start, end in spans:
+        covered |= (held[:, 0] < end) & (held[:, 1] > start)
+    return covered
 
 
 def bucket(length: int, lengths: Sequence[int]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcp.data.pack import EncodedExample, bucket, collate, drop_segments, encode
+from rcp.data.spans import token_spans
 from rcp.data.tasks.chain import Chain
-from rcp.data.tokenizer import SymbolTokenizer
+from rcp.data.tokenizer import CharacterTokenizer, SymbolTokenizer
 from rcp.types import Example, Role, Tokenizer, UserError
 
 
@@ -91,6 +93,49 @@ def test_forced_spans_cover_their_characters_and_no_other_token(tokenizer, text,
     assert (forced[1] >= wanted).all()
     if text.isascii():
         assert (forced[1] == wanted).all()
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), Pairs(), SymbolTokenizer(["ab", "c", "."]), CharacterTokenizer()])
+@given(words=st.lists(st.sampled_from(["ab", "c", "."]), max_size=8), odd=st.text("é漢😀\ufffd\u0301", max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_the_characters_of_tokens_are_those_of_ever_longer_prefixes(tokenizer, words, odd):
+    text = "".join(f" {word}" for word in words)
+    if isinstance(tokenizer, Bytes):
+        text = odd[:2] + text + odd[2:]
+    ids = tokenizer.encode(text)
+    text = tokenizer.decode(ids)
+    spans = token_spans(tokenizer, ids, text)
+    assert spans is not None
+    # What stands before a token, and with it; of the last sign of a prefix it is not known whether it is whole.
+    prefixes = [tokenizer.decode(ids[:j]) for j in range(len(ids) + 1)]
+    for j, (start, end) in enumerate(spans):
+        before = prefixes[j] if text.startswith(prefixes[j]) else prefixes[j][:-1]
+        assert len(before) - ("\ufffd" in text) <= start <= len(before) <= end
+        assert end == max(len(prefixes[j + 1]), end if "\ufffd" in text else 0)
+
+
+def test_decoding_that_does_not_follow_the_text_is_told():
+    class Sentences(Bytes):
+        def decode(self, ids) -> str:
+            return super().decode(ids) if bytes(ids).endswith(b".") else ""
+
+    assert token_spans(Sentences(), list(b"ab."), "ab.") is None
+    assert encode(replace(EXAMPLE, forced=((1, 4, 7),)), Sentences()).forced[1].all()
+
+
+def test_many_forced_spans_are_found_in_one_pass():
+    decoded = []
+
+    class Counting(Bytes):
+        def decode(self, ids) -> str:
+            decoded.append(len(ids))
+            return super().decode(ids)
+
+    text = " ".join(f"item {i} costs {i * 7 % 97} dollars" for i in range(40))
+    spans = tuple((0, *found.span()) for found in re.finditer(r"\d+", text))
+    forced = encode(replace(EXAMPLE, context=(text,), support=None, forced=spans), Counting()).forced[0]
+    assert Bytes().decode(np.frombuffer(text.encode(), np.uint8)[forced].tolist()) == re.sub(r"\D", "", text)
+    assert sum(decoded) < 6 * len(text), "not every prefix anew"
 
 
 def test_forced_reaches_the_batch():
