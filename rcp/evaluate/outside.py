@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rcp.data.text import Texts
@@ -20,7 +19,7 @@ from rcp.evaluate.reading import Picked
 from rcp.evaluate.results import Sent
 from rcp.infer.exact import Kept, meet
 from rcp.infer.prompt import keep_and_rank
-from rcp.nn.pruner import Cut, Granularity, compact
+from rcp.nn.pruner import Cut, Granularity
 from rcp.policies import Policy
 from rcp.types import Batch, Role
 
@@ -82,20 +81,19 @@ class Outside:
         keep = ~context & (batch.role != Role.PAD)
         for row, mask in enumerate(masks):
             keep[row][inside[row]] = mask
-        short = jax.tree.map(np.asarray, compact(batch, keep, batch.role.shape[1]))
         sent = Sent(spend, before, np.array([count(row, mask) for row, mask in enumerate(masks)]))
-        return Picked(keep, np.sum(keep & context, axis=1), short, sent)
+        return Picked(keep, np.sum(keep & context, axis=1), sent)
 
-    def read(self, prompts: Batch) -> Said:
-        """The endpoint's answers to compacted prompts, judged by the task."""
-        real = np.flatnonzero(prompts.weight > 0)
-        sent = self.texts.of(prompts)
+    def read(self, batch: Batch, keep: np.ndarray) -> Said:
+        """The endpoint's answers to what masks leave of whole prompts, judged by the task."""
+        real = np.flatnonzero(batch.weight > 0)
+        sent = self.texts.of(batch, keep)
         asked, d = [sent[row].text for row in real], self.decoding
-        examples = [self.texts.example(prompts.index[row]) for row in real]
+        examples = [self.texts.example(batch.index[row]) for row in real]
         drawn = {"temperature": d.temperature, "top_p": d.top_p, "seed": d.seed} if d.samples > 1 else {}
         said = self.client.texts(asked, samples=d.samples, **drawn)
         exact, nll = np.zeros(len(sent), bool), np.full(len(sent), np.nan)
         exact[real] = [self.check(d.chosen(texts), example) for texts, example in zip(said, examples)]
         if self.scored:
             nll[real] = self.client.nll(asked, [example.answer for example in examples])
-        return Said(nll, np.sum(prompts.role == Role.ANSWER, axis=1), exact)
+        return Said(nll, np.sum(batch.role == Role.ANSWER, axis=1), exact)

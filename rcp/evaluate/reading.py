@@ -39,11 +39,10 @@ class Judge(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """The keep mask bool [batch, tokens], the context tokens kept int [batch], the compacted prompts, their text."""
+    """The keep mask bool [batch, tokens], the context tokens kept int [batch], and how long the texts are."""
 
     keep: np.ndarray
     kept: np.ndarray
-    short: Batch
     sent: Sent
 
 
@@ -64,7 +63,9 @@ class HostReader(Protocol):
         """As `rcp.evaluate.sweep` does, for a policy that may spend `spend` tokens of each prompt."""
         ...
 
-    def read(self, prompts: Batch) -> ReadingLike: ...
+    def read(self, batch: Batch, keep: np.ndarray) -> ReadingLike:
+        """What it makes of the text that the mask leaves of each prompt, which hangs on places, not on tokens alone."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -187,17 +187,18 @@ class _Bench:
             start = time.perf_counter()
             keep, kept, short = jax.block_until_ready(select(scores, batch, spend))
             pruning = time.perf_counter() - start
+            length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
+            reading, correct, seconds = self._read(number, short, length)
         else:
             pick = partial(self.reader.host.prune, policy, budget, scores, batch, spend)
             if granularity not in self._picked:
                 pick(granularity=granularity, cut=self.cut)
                 self._picked.add(granularity)
             start = time.perf_counter()
-            keep, kept, short, sent = pick(granularity=granularity, cut=self.cut)
+            keep, kept, sent = pick(granularity=granularity, cut=self.cut)
             pruning = time.perf_counter() - start
             text = {name: values[real] for name, values in sent._asdict().items()}
-        length = int(np.searchsorted(self.lengths, self._needed[policy.name, budget][number]))
-        reading, correct, seconds = self._read(number, short, length)
+            reading, correct, seconds = self._ask(number, keep)
         return Piece(
             index=batch.index[real],
             group=batch.group[real],
@@ -224,10 +225,6 @@ class _Bench:
     def _read(self, number: int, short: Batch, length: int) -> tuple[ReadingLike, np.ndarray, float]:
         """The reader's verdict. A prompt that was read before (every method at keep rate 1, say) is not read again."""
         print_of = hashlib.sha256(np.asarray(short.tokens).tobytes() + np.asarray(short.role).tobytes()).digest()
-        if (number, length, print_of) not in self._memo and self.reader.host is not None:
-            start = time.perf_counter()
-            reading = self.reader.host.read(short)
-            self._memo[number, length, print_of] = (reading, reading.exact, time.perf_counter() - start)
         if (number, length, print_of) not in self._memo:
             arguments = (self.reader.params, short, np.int32(length))
             read = self._compile(("read",), of_lengths(self.reader.read, self.lengths), *arguments)
@@ -241,6 +238,16 @@ class _Bench:
                 correct = self.reader.judge.correct(decode(*arguments), short)
             self._memo[number, length, print_of] = (reading, correct, seconds)
         return self._memo[number, length, print_of]
+
+    def _ask(self, number: int, keep: np.ndarray) -> tuple[ReadingLike, np.ndarray, float]:
+        """The host reader's verdict on what a mask leaves of a batch; the same mask is asked for once."""
+        assert self.reader.host is not None
+        print_of = hashlib.sha256(keep.tobytes()).digest()
+        if (number, 0, print_of) not in self._memo:
+            start = time.perf_counter()
+            reading = self.reader.host.read(self.batches[number], keep)
+            self._memo[number, 0, print_of] = (reading, reading.exact, time.perf_counter() - start)
+        return self._memo[number, 0, print_of]
 
     def _compile(self, name: tuple, function: Callable, *arguments: Any, warm: bool = True) -> Any:
         """The function, compiled when first asked for; a `warm` one has then run once on these arguments, so that what

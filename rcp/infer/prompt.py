@@ -13,7 +13,7 @@ import numpy as np
 
 from rcp.data.pack import EncodedExample, collate, encode, round_up
 from rcp.data.tasks.jsonl import split_segments
-from rcp.data.text import text_left
+from rcp.data.text import ContextText
 from rcp.infer.exact import Kept, meet
 from rcp.infer.trained import Trained
 from rcp.nn.pruner import Cut, Granularity, Scores, exact, filling_order, prune
@@ -126,17 +126,18 @@ class PromptPruner:
                     f"(--force); ask for at least {forced[i]} of the {tokens[i]}"
                 )
         wanted = np.minimum(asked, tokens)
-        masks, unmended = self._fill(batch, texts, encoded, wanted)
+        written = [ContextText(self.tokenizer, pieces, own.context) for pieces, own in zip(texts, encoded)]
+        masks, unmended = self._fill(batch, written, wanted)
         pruned = []
         for i, mask in enumerate(masks):
-            text, kept = self._left(texts[i], encoded[i], mask)
+            text, kept = written[i].left(mask)
             count = self._count(text)
             note = _note(asked[i], tokens[i], count)
             pruned.append(PrunedPrompt(text, tokens[i], count, asked[i], unmended[i], len(texts[i]), kept, note))
         return pruned
 
     def _fill(
-        self, batch: Batch, texts: Sequence[Sequence[str]], encoded: Sequence[EncodedExample], wanted: np.ndarray
+        self, batch: Batch, written: Sequence[ContextText], wanted: np.ndarray
     ) -> tuple[list[np.ndarray], list[int]]:
         """For each prompt which context tokens are left, so that their text has `wanted` tokens; and `unmended`."""
         scores = self.score(batch, jnp.asarray(wanted, jnp.int32))  # once, whatever budgets are tried
@@ -149,7 +150,7 @@ class PromptPruner:
             return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
         def count(i: int, mask: np.ndarray) -> int:
-            return self._count(self._left(texts[i], encoded[i], mask)[0])
+            return self._count(written[i].left(mask)[0])
 
         forced = [row[inside] for row, inside in zip(batch.forced, context)]
         return meet(at, count, wanted, forced)
@@ -185,12 +186,6 @@ class PromptPruner:
                 f"{name}: {encoded.length} tokens with its question; the pruner reads at most {self.max_tokens}"
             )
         return encoded
-
-    def _left(self, texts: Sequence[str], encoded: EncodedExample, keep: np.ndarray) -> tuple[str, tuple[int, ...]]:
-        """The text of the kept context tokens, and the numbers of the segments that it is from."""
-        whole = encoded.context
-        masks = np.split(keep, np.cumsum([len(ids) for ids in whole])[:-1])
-        return text_left(self.tokenizer, texts, whole, [ids[mask] for ids, mask in zip(whole, masks)])
 
 
 @partial(jax.jit, static_argnames=("granularity", "cut"))

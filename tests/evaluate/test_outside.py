@@ -123,7 +123,7 @@ def test_texts_are_as_the_task_writes_them() -> None:
     encoded = EncodedTask(task, tokenizer, "test", 3, lengths=(16,), max_segments=3, overlong="drop_segments")
     batch = collate([encoded[i] for i in range(3)], 16, 3, 3)
     texts = Texts(encoded, tokenizer)
-    for row, (sent, whole) in enumerate(zip(texts.of(batch), (encoded[i] for i in range(3)))):
+    for row, (sent, whole) in enumerate(zip(texts.of(batch, batch.role != Role.PAD), (encoded[i] for i in range(3)))):
         assert whole.numbers is not None and len(whole.numbers) == 3, "the fourth does not fit"
         example = encoded.examples[row]
         assert sent.text == "".join(example.context[n] for n in whole.numbers) + example.question
@@ -163,12 +163,12 @@ def test_the_budget_is_met_in_the_text_that_is_sent(granularity: str) -> None:
     scores = Scores(*(rng.normal(size=shape).astype(np.float32) for shape in (batch.tokens.shape, (4, 3))))
     budget, rest = Budget(0.4), {"granularity": granularity, "cut": "end"}
     spend = np.asarray(budget.of(batch))
-    keep, kept, short, sent = outside.prune(First(), budget, scores, batch, spend, **rest)  # pyright: ignore
+    keep, kept, sent = outside.prune(First(), budget, scores, batch, spend, **rest)  # pyright: ignore
     found = sent.summary()
     assert (found["n"], found["sent_exactly"], found["sent_over"]) == (4, 1.0, 0.0)
     assert granularity == "segment" or found["unmended_over"] > 0, "it is needed here"
     np.testing.assert_array_equal(kept, (keep & (batch.role == Role.CONTEXT)).sum(axis=1))
-    for text, tokens, example in zip(outside.texts.of(short), spend, encoded.examples):
+    for text, tokens, example in zip(outside.texts.of(batch, keep), spend, encoded.examples):
         assert len(tokenizer.encode(text.context)) == tokens
         assert (text.instruction, text.question) == (example.instruction, example.question)
     everything = (batch.role == Role.CONTEXT).sum(axis=1)

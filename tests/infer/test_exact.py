@@ -78,7 +78,7 @@ def test_of_a_segment_cut_at_its_beginning_tokens_at_the_cut_are_flipped():
     pruner = PromptPruner(score, Letters(), "segment", cut="beginning")
     for asked, left in (
         (7, "the two"),
-        (8, "n\n\ne two"),
+        (8, "n\n\nh two"),
         (9, "n\n\nhe two"),
         (10, "n\n\nthe two"),
         (11, "on\n\nthe two"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,13 +83,39 @@ def test_forced_spans_are_kept() -> None:
     assert found.text == "apple"
     assert found.kept == 5
     (found,) = PRUNER([TEXT], ["q"], keep_tokens=19, force=["ears", "es"])
-    assert found.text == "ears \n \nthes\n\n\nfour" and found.kept == 19, "the scorer likes the last segment best"
+    assert found.text == "ears \n \nt es\n\n\nfour" and found.kept == 19, "the scorer likes the last segment best"
     (found,) = PRUNER([TEXT], ["q"], keep_tokens=6, force=["ears", "es"])
     assert found.text == "ears \n \nes" and (found.asked, found.kept) == (6, 10), "what is forced needs its separator"
     with pytest.raises(UserError, match=r"budget of 4 tokens is below the 5 tokens that must be kept .*at least 5"):
         PRUNER([TEXT], ["q"], keep_tokens=4, force=["apple"])
     with pytest.raises(UserError, match="not a regular expression"):
         PRUNER([TEXT], ["q"], keep_tokens=4, force=["("])
+
+
+@pytest.mark.parametrize("granularity", ["token", "segment", "two_stage"])
+def test_forced_numbers_stay_the_numbers_of_the_text(granularity) -> None:
+    text = "\n\n".join(f"In room {n}, 3,5{n}0 of {1900 + n} were red." for n in range(4))
+    pruner = PromptPruner(score, Letters(), granularity, max_tokens=500)
+    numbers = re.findall(r"[\d,]*\d", text)
+    for asked in (80, 87, 88, 95, 110):
+        (found,) = pruner([text], ["q"], keep_tokens=asked, force=[r"[\d,]*\d"])
+        assert found.kept == asked == len(found.text)
+        assert re.findall(r"[\d,]*\d", found.text) == numbers
+
+
+@pytest.mark.parametrize("cut", ["end", "beginning"])
+@pytest.mark.parametrize("granularity", ["token", "segment", "two_stage"])
+def test_characters_of_several_tokens_are_kept_whole_or_not_at_all(granularity, cut) -> None:
+    text = "今天天气很好。\n\nBob 🎉🎊🥳 ok 🧑\u200d🚀\n\nÉté 1901"
+    pruner, exact = PromptPruner(score, Letters(), granularity, cut=cut), []
+    for asked in range(1, len(text.encode()) + 1):
+        (found,) = pruner([text], ["q"], keep_tokens=asked)
+        assert found.kept == len(found.text.encode()) <= asked
+        assert bool(found.note) == (found.kept != asked)
+        exact.append(found.kept == asked)
+        rest = iter(text)
+        assert all(character in rest for character in found.text.replace(" ", "")), found.text
+    assert np.mean(exact) > 0.8
 
 
 def test_the_scorer_reads_segments_as_in_training_and_the_text_stays_as_it_was() -> None:
