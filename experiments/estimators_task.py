@@ -124,7 +124,7 @@ def trained(task: Task, seed: int, steps: int, samples: int, **chosen: Any) -> d
     optimizer = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm), optax.adamw(schedule, weight_decay=optim.weight_decay)
     )
-    encoded = encode_training(config, task.built.task, task.built.tokenizer)
+    encoded = encode_training(config, task.built.task, task.built.tokenizer, config.model.max_positions)
     stream = TrainPipeline(encoded, batch_size=config.data.batch_size, seed=seed)
     step = make_step(task, optimizer, samples, **chosen)
     scorer, moments, rewards, seconds = task.scorer, optimizer.init(task.scorer), [], []
