@@ -73,7 +73,8 @@ def closest(keep: np.ndarray, order: np.ndarray, wanted: int, count: Callable[[n
     """The mask next to `keep` whose text has `wanted` tokens; else the one that has most of those that have fewer.
 
     Where no more than `NEAR` places may be flipped, every mask is tried: a text of just this length is found if there
-    is one. Of longer contexts about 1,300 masks are tried; experiments/budget_exact.py says how often that suffices.
+    is one. Of longer contexts about 1,300 masks are tried, and as many again from the best of them as long as that
+    comes nearer; experiments/budget_exact.py says how often that suffices.
 
     Args:
       keep: bool [context].
@@ -81,9 +82,17 @@ def closest(keep: np.ndarray, order: np.ndarray, wanted: int, count: Callable[[n
       wanted: tokens that the text shall have.
       count: tokens of the text that a mask leaves.
     """
-    start = count(keep)
-    if start == wanted:
-        return keep
+    tokens, before = count(keep), -1
+    while tokens not in (wanted, before):
+        before = tokens
+        keep, tokens = _nearer(keep, tokens, order, wanted, count)
+    return keep
+
+
+def _nearer(
+    keep: np.ndarray, start: int, order: np.ndarray, wanted: int, count: Callable[[np.ndarray], int]
+) -> tuple[np.ndarray, int]:
+    """`closest` among the masks next to one whose text has `start` tokens, and the tokens of its text."""
     # The cut is behind the first places of the order. Dropped ones come before kept ones that are equally near to it.
     distance = np.abs(np.arange(len(order)) - (keep[order].sum() - 0.25))
     near = order[np.argsort(distance, kind="stable")].tolist()
@@ -93,12 +102,12 @@ def closest(keep: np.ndarray, order: np.ndarray, wanted: int, count: Callable[[n
         changed[list(places)] ^= True
         tokens = count(changed)
         if tokens == wanted:
-            return changed
-        if tokens < wanted and (tokens > most or most > wanted):
+            return changed, tokens
+        if tokens < most if most > wanted else most < tokens < wanted:
             best, most = changed, tokens
         if len(places) == 1 and tokens == start:
             idle.add(places[0])
-    return best
+    return best, most
 
 
 def _flips(near: list[int], keep: np.ndarray, idle: set[int]) -> Iterator[tuple[int, ...]]:

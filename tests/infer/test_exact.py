@@ -136,3 +136,11 @@ def test_the_text_has_the_tokens_asked_for(granularity):
         missed += [asked] * (found.kept != asked)
     assert not missed, "a text of letters can have any length"
     assert found.text == TEXT and found.unmended == total
+
+
+def test_a_text_far_from_the_length_is_come_nearer_to_in_steps():
+    """More flips than one search tries at once, from below and from above."""
+    for start, wanted in ((0, 40), (100, 57)):
+        keep = np.arange(100) < start
+        found = closest(keep, np.arange(100), wanted, lambda mask: int(mask.sum()))
+        assert found.sum() == wanted
