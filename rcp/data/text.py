@@ -95,7 +95,7 @@ class ContextText:
             uncut = bool(np.all(some))
             body, first, last = _Cut(text, True, True) if uncut else self._piece(s).left(some)
             if not body:
-                joined &= uncut or not text.strip()
+                joined &= uncut
                 continue
             if not uncut:
                 body = text[: len(text) - len(text.lstrip())] + body

@@ -40,7 +40,7 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_no_sign_word_or_number_arises_that_is_not_in_the_text(tokenizer: Tokenizer, data):
     texts = data.draw(st.lists(st.text(SIGNS, min_size=1, max_size=12), min_size=1, max_size=3))
@@ -93,6 +93,8 @@ def test_between_segments_there_is_a_space_where_no_white_space_is():
     assert left(tokenizer, texts, np.array([1, 1, 0, 0, 1, 1, 1], bool)) == "a1 3c "
     assert left(tokenizer, texts, np.array([1, 1, 1, 1, 1, 1, 1], bool)) == "a1b23c "
     assert left(tokenizer, texts, np.array([0, 1, 1, 0, 0, 1, 0], bool)) == "1b c", "neighbours stay side by side"
+    white = [np.array([0, 0, 1, kept, 1], bool) for kept in (False, True)]
+    assert [left(tokenizer, ["001", " ", "0"], mask) for mask in white] == ["1 0", "1 0"], "white space was left out"
 
 
 def test_words_of_a_closed_vocabulary_and_unknown_characters():
