@@ -68,9 +68,8 @@ class _Piece:
         texts = [self._tokenizer.decode(run.tolist()) for run in runs]
         if REPLACEMENT not in self._text:
             texts = [text.replace(REPLACEMENT, "") for text in texts]
-        text, whole = _joined([text for text in texts if text]).strip(), self._text.strip()
-        first, last = mask[0] and text.startswith(whole[:1]), mask[-1] and text.endswith(whole[-1:])
-        return _Cut(text, bool(first), bool(last))
+        # It is not known where it ends: that it reaches its neighbours is not said.
+        return _Cut(_joined([text for text in texts if text]).strip(), False, False)
 
 
 class ContextText:
