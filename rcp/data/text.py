@@ -17,7 +17,7 @@ from rcp.data.spans import REPLACEMENT, token_spans
 from rcp.types import Batch, Example, Tokenizer
 
 NEAR = 32  # characters that are looked at for a number before what was left out
-_ENDS, _BEGINS = re.compile(r"\d[^\w\s]*$"), re.compile(r"[^\w\s]*\d")
+_ENDS, _BEGINS = re.compile(r"\d[^\w\s]*$"), re.compile(r"[^\w\s]*(\d|$)")
 
 
 class _Cut(NamedTuple):
@@ -133,7 +133,7 @@ def _between(before: str, after: str) -> str:
         return ""
     if left.isnumeric() or right.isnumeric() or (_of_word(left) and _of_word(right)):
         return " "
-    return " " if _ENDS.search(before[-NEAR:]) and _BEGINS.match(after) else ""  # "3." and ",5"
+    return " " if _ENDS.search(before[-NEAR:]) and _BEGINS.match(after) else ""  # "3." and ",5", or "," and then "5"
 
 
 def _of_word(character: str) -> bool:

@@ -93,6 +93,8 @@ def test_between_segments_there_is_a_space_where_no_white_space_is():
     assert left(tokenizer, texts, np.array([1, 1, 0, 0, 1, 1, 1], bool)) == "a1 3c "
     assert left(tokenizer, texts, np.array([1, 1, 1, 1, 1, 1, 1], bool)) == "a1b23c "
     assert left(tokenizer, texts, np.array([0, 1, 1, 0, 0, 1, 0], bool)) == "1b c", "neighbours stay side by side"
+    signs = np.array([1, 1, 0, 0, 1, 1], bool)
+    assert left(tokenizer, ["1.", "ab.", "0"], signs) == "1. .0", "what follows a sign may be a digit"
     white = [np.array([0, 0, 1, kept, 1], bool) for kept in (False, True)]
     assert [left(tokenizer, ["001", " ", "0"], mask) for mask in white] == ["1 0", "1 0"], "white space was left out"
 
