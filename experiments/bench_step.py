@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.nn import pruner
-from rcp.nn.layout import context_tokens
 from rcp.nn.pruner import Scores
 from rcp.train.build import Build, build
 from rcp.train.parallel import use_compile_cache
@@ -53,11 +52,8 @@ def frozen_work(built: Build) -> Callable[..., Any]:
 def draw(config: Config, batch: Batch, length: int) -> Batch:
     """`policy.samples` different draws of each prompt at the largest budget, compacted to the step's own length."""
     scores = Scores(jnp.zeros(batch.tokens.shape), jnp.zeros(batch.support.shape))
-    budget = context_tokens(batch)
-    if config.budget.keep_tokens:
-        budget = jnp.minimum(budget, max(config.budget.keep_tokens))
-    else:
-        budget = pruner.budget_of_rate(batch, max(config.budget.keep_rates))
+    rates, tokens = config.budget.keep_rates, config.budget.keep_tokens
+    budget = jnp.full(len(batch.tokens), max(tokens)) if tokens else pruner.budget_of_rate(batch, max(rates))
 
     def one(key: jax.Array) -> Batch:
         keys = jax.random.split(key, len(batch.tokens))

@@ -28,17 +28,20 @@ from rcp.config import Config
 from rcp.config_file import load_config
 from rcp.data.pipeline import TrainPipeline, eval_batches
 from rcp.evaluate.tables import bootstrap_means, interval
+from rcp.nn import pruner
 from rcp.nn.layout import in_context, of_segment, segment_exists
 from rcp.nn.reader import Reading
+from rcp.policies import Oracle, Policy, Random
 from rcp.sampling import ESTIMATORS
 from rcp.train.build import Build, build
 from rcp.train.loop import run
+from rcp.train.optim import make_optimizer
 from rcp.train.stages import encode_training
 from rcp.types import Batch, UserError
 
 RATE = 0.25
 RESAMPLES = 2000
-REFERENCES = ("random", "needed")
+REFERENCES: dict[str, Policy] = {"random": Random(), "needed": Oracle()}
 """Rows that nothing is trained for: segments at random, and those that the task says are needed first."""
 
 
@@ -62,16 +65,15 @@ def task_of(path: str, folder: Path) -> Task:
         raise UserError(f"--task-config={path}: expected a config of a model from scratch, not {config.model.name}")
     config = replace(config, train=replace(config.train, steps=1))
     built = build(config)
-    reader, pruner = built.stages[0], built.stages[-1]
+    reader, last = built.stages[0], built.stages[-1]
     trained = run([reader], config, folder).state.params["model"]
-    scorer = pruner.init_state(None).params["pruner"]
+    scorer = {"pruner": last.init_state(None).params["pruner"]}
     return Task(config, built, *jax.device_put((trained, scorer)))
 
 
 def kept_segments(batch: Batch) -> Int[Array, " batch"]:
     """How many segments are kept of each example: a quarter of them, at least one."""
-    there = jnp.sum(segment_exists(batch), axis=1, dtype=jnp.int32)
-    return jnp.maximum((there.astype(jnp.float32) * RATE).astype(jnp.int32), 1)
+    return sampling.count_of_rate(jnp.sum(segment_exists(batch), axis=1, dtype=jnp.int32), RATE)
 
 
 def read(task: Task, batch: Batch, masks: Float[Array, "batch segments"]) -> Reading:
@@ -82,10 +84,8 @@ def read(task: Task, batch: Batch, masks: Float[Array, "batch segments"]) -> Rea
 
 def logits_of(task: Task, scorer: Any, batch: Batch) -> Float[Array, "batch segments"]:
     """The scores of segments; -inf where there is none."""
-    tokens = jnp.sum(in_context(batch), axis=1, dtype=jnp.int32)
-    asked = (tokens.astype(jnp.float32) * RATE).astype(jnp.int32)
-    scores = task.built.networks.score({"pruner": scorer}, batch, None, asked).segments
-    return jnp.where(segment_exists(batch), scores, -jnp.inf)
+    scores = task.built.networks.score(scorer, batch, None, pruner.budget_of_rate(batch, RATE))
+    return pruner.segment_logits(scores, batch)
 
 
 def gradients(task: Task, logits: Array, batch: Batch, key: Array, samples: int, **chosen: Any) -> sampling.Estimate:
@@ -119,11 +119,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, samples: int,
 def trained(task: Task, seed: int, steps: int, samples: int, **chosen: Any) -> dict[str, Any]:
     """Trains the scorer under one estimator: what `evaluated` says of it, every step's mean reward, seconds a step."""
     config = task.config
-    optim = config.optim
-    schedule = optax.warmup_cosine_decay_schedule(0.0, optim.learning_rate, min(optim.warmup_steps, steps), steps)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm), optax.adamw(schedule, weight_decay=optim.weight_decay)
-    )
+    optimizer = make_optimizer(config.optim, steps, ("pruner",))
     encoded = encode_training(config, task.built.task, task.built.tokenizer, config.model.max_positions)
     stream = TrainPipeline(encoded, batch_size=config.data.batch_size, seed=seed)
     step = make_step(task, optimizer, samples, **chosen)
@@ -169,10 +165,7 @@ def reference(task: Task, name: str, seed: int) -> dict[str, Any]:
     """What a row of `REFERENCES` has."""
 
     def logits(batch: Batch) -> Array:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(batch.index)
-        noise = jax.vmap(lambda key: jax.random.uniform(key, batch.support.shape[1:]))(keys)
-        value = noise if name == "random" else noise + (batch.support == 1)
-        return jnp.where(segment_exists(batch), value, -jnp.inf)
+        return pruner.segment_logits(REFERENCES[name].scores(batch, key=jax.random.key(seed)), batch)
 
     return evaluated(task, logits)
 

@@ -245,10 +245,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
             served = {"endpoint.model": host.client.model, "endpoint.likelihood": host.scored}
         return open_cell(folder / "cells" / f"{policy.name}.npz", subject.identity(policy) | served)
 
-    config, policies = (
-        subject.config,
-        [*policies_of(subject, batches), *other_runs(subject.config, subject.task.groups)],
-    )
+    policies = [*policies_of(subject, batches), *other_runs(config, subject.task.groups)]
     results = measure(subject, batches, examples, policies, cell_of, host=host)
     rows = write_report(folder, results, subject.tokenizer.decode, resamples=config.eval.bootstrap, seed=config.seed)
     if host is not None:

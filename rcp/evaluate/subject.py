@@ -24,8 +24,8 @@ from rcp.types import Batch, Example, Tokenizer, UserError
 
 STATIC = ("length", "max_answer")
 """Fields of policies that are static bounds on shapes and change no number."""
-CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "first", "batch_size", "bootstrap", "shown", "split")
-CHOICES += ("runs",)
+CHOICES = ("keep_rates", "keep_tokens", "methods", "examples", "first", "split")
+CHOICES += ("batch_size", "bootstrap", "shown", "runs")
 DRAW = ("draw", "seed")
 """Keys of `eval` that choose budgets, methods and prompts, which cells know apart, or change no number; and those that
 only a trained pruner heeds (`Learned.identity`)."""

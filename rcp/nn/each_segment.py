@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn.layout import segment_lengths
+from rcp.nn.lengths import of_own_length
 from rcp.nn.pruner import compact
-from rcp.types import Batch, Role
+from rcp.types import Batch
 
-PARTS, MULTIPLE = 4, 32
-"""Prompts are padded to a quarter, a half, three quarters or all of what holds the longest, rounded up to MULTIPLE."""
+
+def in_quarters(whole: int) -> list[int]:
+    """A quarter, a half, three quarters and all of a length, rounded up to multiples of 32: segments differ widely."""
+    return [*sorted(n for part in (1, 2, 3) if (n := -(-whole * part // 128) * 32) < whole), whole]
 
 
 def each_segment(
@@ -28,17 +31,13 @@ def each_segment(
     shortest first, so that those read together are about as long, padded to the least of a few static lengths.
 
     Args:
-      value: of prompts; what it gives must not hang on their padding.
+      value: of prompts, at the length they have; what it gives must not hang on their padding.
       length: static, holds any of these prompts.
     """
     order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
-    parts = {-(-length * part // (PARTS * MULTIPLE)) * MULTIPLE for part in range(1, PARTS)}
-    static = [*(n for n in sorted(parts) if n < length), length]
+    shortened = of_own_length(lambda _, prompts: value(prompts), in_quarters)
 
     def one(segment: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        kept = keep(batch.segment == segment[:, None]) & (batch.role != Role.PAD)
-        longest = jnp.max(jnp.sum(kept, axis=1, dtype=jnp.int32))
-        place = jnp.sum(longest > jnp.array(static[:-1], jnp.int32), dtype=jnp.int32)
-        return jax.lax.switch(place, [lambda n=n: value(compact(batch, kept, n)) for n in static])
+        return shortened(None, compact(batch, keep(batch.segment == segment[:, None]), length))
 
     return jnp.take_along_axis(jax.lax.map(one, order.T).T, jnp.argsort(order, axis=1), axis=1)

@@ -125,8 +125,8 @@ def compress(
     fixed = _count(read & ~pool) + _count(guaranteed(text) & in_context(text))
     longest = jnp.max(fixed + jnp.minimum(budget, _count(pool)))  # of the compressed texts, at most
     capacities = sorted({-(-count // part) * block for part in CACHE_PARTS})
-    place = jnp.sum(longest + block > jnp.array(capacities[:-1], jnp.int32), dtype=jnp.int32)
-    keep, information = jax.lax.switch(place, [partial(behind, capacity) for capacity in capacities])
+    number = jnp.sum(longest + block > jnp.array(capacities[:-1], jnp.int32), dtype=jnp.int32)
+    keep, information = jax.lax.switch(number, [partial(behind, capacity) for capacity in capacities])
     place = jnp.maximum(jnp.cumsum(read, axis=1, dtype=jnp.int32) - 1, 0)
 
     def of_prompt(blocks: Array) -> Array:

@@ -76,7 +76,7 @@ def make_label_step(config: Config, networks: Networks, lengths: Lengths) -> Ste
 
     def step(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None) -> tuple[TrainState, Metrics]:
         def read(prompts: Batch) -> Reading:
-            return networks.read_compacted({}, frozen, prompts)
+            return networks.read({}, frozen, prompts)
 
         _, single = lengths(batch.role.shape[1])
         gains = segment_gains(config.labels, batch, read, single)

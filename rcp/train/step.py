@@ -65,7 +65,7 @@ def make_pruner_step(
         features = networks.features(state.params, frozen, batch)
 
         def read_batch(prompts: Batch) -> Reading:
-            return networks.read_compacted(state.params, frozen, prompts)
+            return networks.read(state.params, frozen, prompts)
 
         def through_mask(keep: Array) -> Array:
             return networks.read(state.params, frozen, batch, keep).nll
