@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcp.nn.layout import segment_lengths
-from rcp.nn.lengths import of_own_length
+from rcp.nn.lengths import in_parts, of_own_length
 from rcp.nn.pruner import compact
 from rcp.types import Batch
 
 
-def in_quarters(whole: int) -> list[int]:
-    """A quarter, a half, three quarters and all of a length, rounded up to multiples of 32: segments differ widely."""
-    return [*sorted(n for part in (1, 2, 3) if (n := -(-whole * part // 128) * 32) < whole), whole]
+def widely(whole: int) -> list[int]:
+    """A quarter and a half of a length, rounded up to multiples of 32, and `in_parts`: segments differ widely."""
+    short = {-(-whole * part // 128) * 32 for part in (1, 2)}
+    return sorted({n for n in short if n < whole} | set(in_parts(whole)))
 
 
 def each_segment(
@@ -35,7 +36,7 @@ def each_segment(
       length: static, holds any of these prompts.
     """
     order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
-    shortened = of_own_length(lambda _, prompts: value(prompts), in_quarters)
+    shortened = of_own_length(lambda _, prompts: value(prompts), widely)
 
     def one(segment: Int[Array, " batch"]) -> Float[Array, " batch"]:
         return shortened(None, compact(batch, keep(batch.segment == segment[:, None]), length))
