@@ -12,6 +12,7 @@ from experiments.grid import Method, Table, chosen, drawn, parser_of, settings_o
 from experiments.tables import run_table
 
 NAME = "cot_influx_main"
+CONTRAST_TOKENS = "LongLLMLingua: of those candidates, twice the budget, the tokens that the question makes likelier"
 METHODS = (
     Method("none", "none", about="zero-shot: the question alone"),
     Method("full", "full", about="all candidates, whatever the budget"),
@@ -28,9 +29,11 @@ METHODS = (
     Method("bm25", "bm25"),
     Method("embedding", "embedding"),
     Method("mmr", "mmr"),
-    Method("perplexity", "perplexity"),
+    Method("perplexity", "perplexity", about="Selective Context, whole candidates by their mean self-information"),
+    Method("perplexity_tokens", "perplexity", granularity="token", about="Selective Context, tokens"),
     Method("selective", "selective", about="Selective Context, phrases"),
-    Method("contrast", "contrast", about="LongLLMLingua's question-conditioned contrast"),
+    Method("contrast", "contrast", about="LongLLMLingua's coarse step: candidates that make the question likely"),
+    Method("contrast_tokens", "contrast", granularity="two_stage", about=CONTRAST_TOKENS),
     Method("llmlingua", "llmlingua"),
     trained("llmlingua2"),
     trained("cot_influx"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rcp.data.tasks.base import SPLITS
+from rcp.nn.pruner import Granularity
 from rcp.types import UserError
 
 LENGTHS = tuple(range(128, 16_384 + 1, 128))
@@ -27,6 +28,7 @@ class Method:
       name: in the table. policy: of `rcp.policies`.
       run: folder under --runs of a trained pruner, for the policy "ours". config, flags: what it is trained with.
       draw: of a trained pruner, `eval.draw` of a config.
+      granularity: what is kept or dropped, where neither the policy nor a trained run says it.
       task: keys of the task that this method changes.
       about: for the legend.
     """
@@ -37,6 +39,7 @@ class Method:
     config: str = ""
     flags: tuple[str, ...] = ()
     draw: str = "budget"
+    granularity: Granularity = "segment"
     task: dict[str, Any] = field(default_factory=dict)
     about: str = ""
 

@@ -147,7 +147,7 @@ def works(methods: Sequence[Method], seeds: Sequence[int], *, together: bool = F
         for method in sorted(methods, key=lambda method: not method.run):
             policy = POLICIES.get(method.policy)
             if place == 0 or method.run or (policy is not None and policy.draws):
-                key = ("" if together else method.run) + method.draw + repr(method.task)
+                key = ("" if together else method.run) + method.draw + method.granularity + repr(method.task)
                 groups.setdefault(key, []).append(method)
         for group in groups.values():
             yield Work(tuple(group), seed)

@@ -79,7 +79,7 @@ def config_of(setting: Setting, method: Method, policies: Sequence[str], seed: i
         "task": {**setting.task, **method.task},
         "data": {"lengths": LENGTHS, "max_segments": segments, "max_answer": setting.max_answer},
         "model": {"name": setting.reader, "dtype": setting.dtype},
-        "budget": {"granularity": "segment" if method.draw == "budget" else "independent", "cut": "beginning"},
+        "budget": {"granularity": method.granularity if method.draw == "budget" else "independent", "cut": "beginning"},
         "eval": {
             "keep_rates": setting.keep_rates,
             "keep_tokens": setting.keep_tokens,

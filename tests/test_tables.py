@@ -30,6 +30,8 @@ ROWS = (
     Method("full", "full"),
     Method("shorter", "shorter", about="uncompressed"),
     Method("random", "random"),
+    Method("perplexity", "perplexity"),
+    Method("perplexity_tokens", "perplexity", granularity="token"),
     Method("ours", "ours", "mine", f"{ROOT}/configs/jsonl.py"),
     Method("drawn", "ours", "mine", f"{ROOT}/configs/jsonl.py", draw="sample"),
     Method("other", "ours", "absent", "configs/jsonl.py", ("--config.train.steps=3",)),
@@ -91,6 +93,16 @@ def test_rows_are_measured_on_the_same_problems(part: Part) -> None:
     assert set(row(part, "random").columns) == {"8 tokens", "16 tokens"}
     np.testing.assert_array_equal(row(part, "random").columns["8 tokens"].kept, 8)
     assert row(part, "random").seeds == (0, 1) and row(part, "shorter").seeds == (0,)
+
+
+def test_a_policy_can_have_a_row_of_segments_and_one_of_tokens(world: World, part: Part) -> None:
+    rows = [row(part, name) for name in ("perplexity", "perplexity_tokens")]
+    for method, granularity in zip(rows, ("segment", "token")):
+        path = measure.cell_path(world.options().cells, part.setting, method.method, 0)
+        assert read_cell(path).identity["granularity"] == granularity
+    whole, tokens = (method.columns["8 tokens"] for method in rows)
+    np.testing.assert_array_equal(whole.kept, tokens.kept)
+    assert np.all(np.abs(whole.nll - tokens.nll) > 1e-6)
 
 
 def test_what_cannot_be_measured_says_what_it_needs(world: World, part: Part) -> None:
@@ -345,7 +357,8 @@ def test_every_ablation_can_be_trained_as_its_row_says() -> None:
 
 
 def test_a_method_without_a_budget_stands_at_every_one(part: Part) -> None:
-    assert [method.single for method in ROWS[:6]] == ["0", "1", None, None, None, "1"]
+    budgetless = {method.name: method.single for method in ROWS if method.single is not None}
+    assert budgetless == {"none": "0", "full": "1", "drawn": "1"}
     column = row(part, "random").columns["8 tokens"]
     drawn = replace(row(part, "drawn"), columns={"1": column})
     assert at(drawn, "8 tokens") is at(drawn, "16 tokens") is column
