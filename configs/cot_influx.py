@@ -9,7 +9,7 @@ as published; `--config.eval.draw=likely` keeps what is likelier than not, `--co
 scores at exactly `budget.keep_tokens`.
 What to expect on a reader this small, with sixteen random candidates (experiments/results/rcp_math.md): drawn, it
 keeps about 640 tokens, twice its window, reads better than no example and no better than random ones of 512 tokens; at
-exactly 256 or 512 it is behind no example. Sized to train in 25 minutes on 2 CPU cores.
+exactly 256 or 512 it is behind no example. It trained in 38 minutes of one CPU core beside other work.
 Variants: `configs/cot_influx.py:published` has the published sizes and Llama-2-7b-hf, for a GPU (not run). What is
 published, what is not, and what stands here in its place: docs/cot_influx.md. Needs the files of MRD3, and GSM8K's for
 that evaluation (`rcp doctor` says where they are looked for).

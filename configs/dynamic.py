@@ -4,9 +4,10 @@
 
 What is published, what is ours, and how a run is used: docs/dynamic.md; what it reached:
 experiments/results/dynamic_pruning.md.
-Text: worked problems of GSM8K's training file and MRD3 ($RCP_DATA_DIR); any other by --config.task.name=long_text and
---config.task.path=FILE.txt. Variants: `smollm2` fine-tunes SmolLM2-135M whole, as published; `lora` (default) trains
-low-rank updates of it beside the projections, `frozen` the projections alone; `scratch` is a tiny model of characters.
+Text: worked problems of GSM8K's training file and MRD3 ($RCP_DATA_DIR); any other by --config.task.name=long_text,
+--config.task.path=FILE.txt and --config.task.tokens=256 (for `scratch` also --config.task.characters=true). Variants:
+`smollm2` fine-tunes SmolLM2-135M whole, as published; `lora` (default) trains low-rank updates of it beside the
+projections, `frozen` the projections alone; `scratch` is a tiny model of characters.
 
 The published runs took 25,000 steps of 6 to 8 windows of 1,024 tokens, at learning rate 1e-4. These are few and small,
 for CPU: so the projections get a learning rate of their own, and alpha reaches its end soon.

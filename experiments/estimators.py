@@ -7,8 +7,8 @@ enumerated (all ordered draws, float64), and a large one whose gradient is the m
 leave-one-out draws, with its own standard error. Then a pruner for *chain* is trained under each estimator, with a
 reader that is trained once (`experiments.estimators_task`). Every finished cell (problem, seed, estimator) is written
 to OUTPUT/cells at once and not computed again; a cell of other settings, or a damaged one, is. Writes report.md, .csv,
-.tex and .png, task.csv and .png; what the columns say stands in the report. About 30 minutes on 2 cores, 5 of them
-without the end task.
+.tex and .png, task.csv and .png; what the columns say stands in the report. About an hour of one core a task seed, and
+5 minutes of two without the end task.
 """
 
 from __future__ import annotations

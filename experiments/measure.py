@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -197,16 +197,21 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
         cell = cells[method.policy]
         pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
         first = {key: column for key, column in first_of(cell, setting).items() if key in keys_of(method)}
-        yield method, first | pieces, time_needed(done(method), len(names)), cell.devices
+        yield method, first | pieces, time_needed(done(method), len(names), first), cell.devices
 
 
-def time_needed(done: dict[str, int], batches: int) -> str:
-    """What is missing, by how many batches are done at each budget; "" where nothing is."""
+def time_needed(done: dict[str, int], batches: int, first: Mapping[str, Sequence[Piece]] | None = None) -> str:
+    """What is missing, by how many batches are done at each budget; "" where nothing is.
+
+    `first`: the pieces that stand in the row where not all are there.
+    """
     short = {key: count for key, count in done.items() if count < batches}
     if not short:
         return ""
     where = f" at {', '.join(short)}" if len(short) < len(done) else ""
-    return f"needs more time: {min(short.values())} of {batches} batches are measured{where}"
+    rows = min(sum(len(piece.index) for piece in (first or {}).get(key, ())) for key in short)
+    there = f"the first {rows} problems" if rows else f"{min(short.values())} of {batches} batches"
+    return f"needs more time: {there} are measured{where}"
 
 
 def stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:

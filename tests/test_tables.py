@@ -85,6 +85,12 @@ def row(part: Part, name: str) -> measure.Row:
     return next(row for row in part.rows if row.method.name == name)
 
 
+def piece_of(numbers: list[int], *, nll: float = 1.0) -> Piece:
+    """Of problems of these numbers, each of which kept as many tokens as its number and took a second and two."""
+    own, one = np.array(numbers), np.ones(len(numbers))
+    return Piece(own, one, one, one, own, nll * one, one, None, 1.0 * len(numbers), 2.0 * len(numbers))
+
+
 def test_rows_are_measured_on_the_same_problems(part: Part) -> None:
     for name in ("none", "full", "shorter", "random", "ours"):
         for column in row(part, name).columns.values():
@@ -151,6 +157,9 @@ def test_what_is_missing_is_said_of_the_budget_that_misses_it() -> None:
     assert measure.time_needed({"8 tokens": 3, "16 tokens": 3}, 3) == ""
     assert measure.time_needed({"8 tokens": 3, "16 tokens": 1}, 3).endswith("1 of 3 batches are measured at 16 tokens")
     assert measure.time_needed({"8 tokens": 0, "16 tokens": 1}, 3).endswith("0 of 3 batches are measured")
+    first = {key: [piece_of(list(range(32)))] for key in ("8 tokens", "16 tokens")}
+    needs = measure.time_needed({"8 tokens": 0, "16 tokens": 3}, 3, first)
+    assert needs.endswith("the first 32 problems are measured at 8 tokens")
 
 
 def test_a_table_goes_on_where_it_was_stopped(
@@ -272,12 +281,8 @@ def test_problems_may_begin_at_a_later_one(world: World, part: Part, tmp_path: P
 def test_the_first_problems_of_an_unfinished_cell_are_a_row() -> None:
     setting = Setting("mine", "", {}, "", 1, 1, 80, (8,))
 
-    def piece(numbers: list[int]) -> Piece:
-        own, one = np.array(numbers), np.ones(len(numbers))
-        return Piece(own, one, one, one, own, one, one, None, 1.0 * len(numbers), 2.0 * len(numbers))
-
     def first(*pieces: list[int], **changes: Any) -> list[int]:
-        cell = Cell(pieces={("8 tokens", str(i)): piece(numbers) for i, numbers in enumerate(pieces)})
+        cell = Cell(pieces={("8 tokens", str(i)): piece_of(numbers) for i, numbers in enumerate(pieces)})
         found = measure.first_of(cell, replace(setting, **changes))
         if not found:
             return []
@@ -294,11 +299,7 @@ def test_the_first_problems_of_an_unfinished_cell_are_a_row() -> None:
 
 
 def test_a_seed_of_other_examples_is_left_out() -> None:
-    def piece(numbers: list[int], nll: float) -> Piece:
-        one = np.ones(len(numbers))
-        return Piece(np.array(numbers), one, one, one, one, one * nll, one, None, 0.0, 0.0)
-
-    whole, few = [piece([0, 2], 1.0), piece([1], 1.0)], [piece([0, 1], 9.0)]
+    whole, few = [piece_of([0, 2]), piece_of([1])], [piece_of([0, 1], nll=9.0)]
     found = measure.column_of([few, whole])
     assert found.index.tolist() == [0, 1, 2] and found.nll.tolist() == [1.0, 1.0, 1.0]
 

@@ -86,8 +86,8 @@ class ContextText:
 
         A segment that is kept whole stands as it is, letter by letter; one that is cut keeps the white space around it,
         which parts it from its neighbours. Characters of which a part is dropped are dropped. Where something was left
-        out between two letters, or beside a digit, and no white space parts them, there is a space: no word or number
-        arises that is not in the text.
+        out between two letters, beside a digit or between the signs of two numbers, and no white space parts them,
+        there is a space: no word or number arises that is not in the text.
         """
         kept, out, end, joined = [], "", "", True
         for s, (text, some) in enumerate(zip(self._texts, np.split(mask, self._ends), strict=True)):

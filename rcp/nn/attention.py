@@ -29,7 +29,7 @@ BLOCK = 128  # queries a block beyond that
 REMATERIALISE = 1024  # beyond this many tokens a block's scores are computed anew in the backward pass
 APART = 1 << 20  # scores in one array beyond which a CPU attends to one head of one example at a time
 MAX_GROUPS = 16  # static key lengths compiled; within a group blocks are mapped over
-MAX_EXPONENT = 30.0  # bound on exp(s_j - max over kept keys) for dropped keys: it only scales their gradient to keep
+MAX_EXPONENT = 30.0  # bound on s_j - max over kept keys for dropped keys: exp of it only scales their gradient to keep
 
 
 class Past(NamedTuple):

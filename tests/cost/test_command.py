@@ -42,6 +42,14 @@ def test_a_configuration_is_enough(folder, capsys):
     assert all(device["fits"]["training"] and device["fits"]["whole"] for device in found["devices"])
 
 
+def test_the_page_shows_what_the_command_prints(capsys):
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    command, _, rest = page.split("## Example", 1)[1].partition("```text\n")
+    assert cli.main(command.split()[1:]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.rstrip().splitlines()]
+    assert rest.split("```", 1)[0].splitlines() == printed
+
+
 def test_dtype_decides_bytes_and_peak(folder, capsys):
     single, half = cost(capsys, folder), cost(capsys, folder, "--dtype=bfloat16")
     assert half["memory"]["whole"]["cache"] - 8 == (single["memory"]["whole"]["cache"] - 8) / 2
