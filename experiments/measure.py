@@ -22,7 +22,7 @@ from rcp.evaluate.budgets import make_budgets
 from rcp.evaluate.cells import Cell, Piece, digest, open_cell, read_cell
 from rcp.evaluate.run import measure, policies_of
 from rcp.policies import POLICIES
-from rcp.types import UserError
+from rcp.types import Batch, Role, UserError
 
 SAY_EVERY = 10.0  # seconds between two lines of progress within a method
 FEWEST = 32  # problems that are worth a row where not all of a setting's are measured
@@ -54,7 +54,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a method in a setting: a column a budget (one for all where it has none), or what it needs."""
+    """What is known of a method in a setting: a column a budget (one for all where it has none), or what it needs.
+
+    `seeds`: those that every column is a mean over.
+    """
 
     method: Method
     columns: dict[str, Column]
@@ -130,9 +133,9 @@ def _part(
                 needs[method.name].append(missing)
     rows = []
     for method in methods:
-        seeds = columns[method.name]
+        seeds = alike(columns[method.name])
         keys = dict.fromkeys(key for found in seeds.values() for key in found)
-        joined = {key: column_of([found[key] for found in seeds.values() if key in found]) for key in keys}
+        joined = {key: column_of([found[key] for found in seeds.values()]) for key in keys}
         rows.append(Row(method, joined, tuple(seeds), "; ".join(needs[method.name])))
     return Part(setting, tuple(rows), tuple(sorted(devices)))
 
@@ -165,6 +168,7 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
     try:
         subject = subject_of(setting, work, options.runs)
         batches, examples = subject.examples()
+        budgets = [budget.key for budget in make_budgets(batches, setting.keep_rates, setting.keep_tokens)]
     except UserError as error:
         for method in work.methods:
             found, device = stored(paths[method.policy], setting)
@@ -172,9 +176,9 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
             yield method, found, f"{note}{error}", device
         return
     policies = policies_of(subject, batches)
+    known = examples_of(batches)
     cells = {policy.name: open_cell(paths[policy.name], subject.identity(policy)) for policy in policies}
     names = [digest(batch) for batch in batches]
-    budgets = [budget.key for budget in make_budgets(batches, setting.keep_rates, setting.keep_tokens)]
 
     def keys_of(method: Method) -> list[str]:
         return budgets if method.single is None else [method.single]
@@ -196,7 +200,7 @@ def measure_prompts(setting: Setting, work: Work, options: argparse.Namespace, c
             continue
         cell = cells[method.policy]
         pieces = {key: column for key in keys_of(method) if (column := cell.column(key, names))}
-        first = {key: column for key, column in first_of(cell, setting).items() if key in keys_of(method)}
+        first = {key: column for key, column in first_of(cell, setting, known).items() if key in keys_of(method)}
         yield method, first | pieces, time_needed(done(method), len(names), first), cell.devices
 
 
@@ -215,21 +219,45 @@ def time_needed(done: dict[str, int], batches: int, first: Mapping[str, Sequence
 
 
 def stored(path: Path, setting: Setting) -> tuple[dict[str, list[Piece]], tuple[str, ...]]:
-    """What a file holds of the first problems, unchecked: what it was measured with cannot be loaded here."""
+    """What a file holds of the first problems; of what it was measured with, which cannot be loaded here, the dtype."""
     try:
         cell = read_cell(path)
     except Exception:  # absent or damaged: nothing is known
         return {}, ()
+    if cell.identity.get("dtype", setting.dtype) != setting.dtype:
+        return {}, ()
     return first_of(cell, setting), cell.devices
 
 
-def first_of(cell: Cell, setting: Setting) -> dict[str, list[Piece]]:
-    """By budget: of a setting's problems the first that a cell holds without a gap, where that is enough for a row."""
+def examples_of(batches: Sequence[Batch]) -> dict[int, tuple[int, int]]:
+    """By number of the example: how many tokens its context and its answer have."""
+    found: dict[int, tuple[int, int]] = {}
+    for batch in batches:
+        real = np.asarray(batch.weight) > 0
+        context, answer = ((np.asarray(batch.role) == role).sum(axis=1)[real] for role in (Role.CONTEXT, Role.ANSWER))
+        found |= dict(zip(np.asarray(batch.index)[real].tolist(), zip(context.tolist(), answer.tolist(), strict=True)))
+    return found
+
+
+def first_of(
+    cell: Cell, setting: Setting, known: Mapping[int, tuple[int, int]] | None = None
+) -> dict[str, list[Piece]]:
+    """By budget: of a setting's problems the first that a cell holds without a gap, where that is enough for a row.
+
+    A cell keeps what was measured of other prompts (another padding, another file). `known`: of today's examples; only
+    pieces of as many tokens of context and answer are taken. None: unchecked.
+    """
+
+    def held(piece: Piece) -> dict[int, int]:
+        own = zip(piece.context.tolist(), piece.answer_tokens.tolist(), strict=True)
+        rows = enumerate(zip(piece.index.tolist(), own, strict=True))
+        return {number: row for row, (number, size) in rows if known is None or known.get(number) == size}
+
     budgets = dict.fromkeys(budget for budget, _ in cell.pieces)
     found = {}
     for budget in budgets:
         pieces = [piece for (key, _), piece in cell.pieces.items() if key == budget]
-        place = {int(number): (i, row) for i, piece in enumerate(pieces) for row, number in enumerate(piece.index)}
+        place = {number: (i, row) for i, piece in enumerate(pieces) for number, row in held(piece).items()}
         wanted = range(setting.first, setting.first + setting.examples)
         taken = [place[number] for number in takewhile(place.__contains__, wanted)]
         if len(taken) >= min(FEWEST, setting.examples):
@@ -238,20 +266,25 @@ def first_of(cell: Cell, setting: Setting) -> dict[str, list[Piece]]:
     return found
 
 
-def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
-    """The pieces of each seed, put together: the mean over the seeds for each example.
+def alike(seeds: Mapping[int, dict[str, list[Piece]]]) -> dict[int, dict[str, list[Piece]]]:
+    """The seeds that have the same examples at the same budgets as the first of those with the most.
 
-    Of seeds with other examples than the first of the most, which were stored and cannot be measured here, nothing is
-    taken.
+    The others, which were stopped, or stored and cannot be measured here, would make a mean of unlike numbers.
     """
+    examples = {
+        seed: {key: sorted(int(number) for piece in pieces for number in piece.index) for key, pieces in found.items()}
+        for seed, found in seeds.items()
+    }
+    most = max(examples.values(), key=lambda own: sum(map(len, own.values())), default={})
+    return {seed: found for seed, found in seeds.items() if examples[seed] == most}
+
+
+def column_of(seeds: Sequence[Sequence[Piece]]) -> Column:
+    """The pieces of each seed, all of the same examples, put together: the mean over the seeds for each example."""
 
     def rows(name: str, pieces: Sequence[Piece]) -> np.ndarray:
         values = np.concatenate([np.asarray(getattr(piece, name), np.float64) for piece in pieces])
         return values[np.argsort(np.concatenate([piece.index for piece in pieces]), kind="stable")]
-
-    numbers = [rows("index", pieces) for pieces in seeds]
-    most = max(numbers, key=len)
-    seeds = [pieces for pieces, index in zip(seeds, numbers) if np.array_equal(index, most)]
 
     def mean(name: str) -> np.ndarray:
         return np.mean([rows(name, pieces) for pieces in seeds], axis=0)

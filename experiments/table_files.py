@@ -27,7 +27,8 @@ COSTS = (
     "prune: scoring, selecting and compacting; read: the reader's pass over prompt and gold answer; seconds a prompt. "
     "break-even: the context from which pruning saves time, k + p / r with k the tokens kept, p the seconds of pruning "
     "at this table's contexts (taken as constant) and r the seconds of reading one context token more, (full - none) / "
-    "tokens of the full context."
+    "tokens of the full context. Rows are timed when they are measured, on a machine that may do other work: their "
+    "seconds compare roughly."
 )
 
 

@@ -70,9 +70,7 @@ def run_table(
     if text := also(parts):
         with (options.output / f"{name}.md").open("a", encoding="utf-8") as page:
             page.write(f"\n{text}")
-    missing = sum(bool(row.needs) for part in parts for row in part.rows)
+    complete = sum(bool(row.columns) and not row.needs for part in parts for row in part.rows)
     rows = sum(len(part.rows) for part in parts)
-    print(
-        f"{rows - missing} of {rows} rows are complete; the table is in {options.output}/{name}.md (.csv, .tex, .png)"
-    )
+    print(f"{complete} of {rows} rows are complete; the table is in {options.output}/{name}.md (.csv, .tex, .png)")
     return 0

@@ -281,9 +281,9 @@ def test_problems_may_begin_at_a_later_one(world: World, part: Part, tmp_path: P
 def test_the_first_problems_of_an_unfinished_cell_are_a_row() -> None:
     setting = Setting("mine", "", {}, "", 1, 1, 80, (8,))
 
-    def first(*pieces: list[int], **changes: Any) -> list[int]:
+    def first(*pieces: list[int], known: dict[int, tuple[int, int]] | None = None, **changes: Any) -> list[int]:
         cell = Cell(pieces={("8 tokens", str(i)): piece_of(numbers) for i, numbers in enumerate(pieces)})
-        found = measure.first_of(cell, replace(setting, **changes))
+        found = measure.first_of(cell, replace(setting, **changes), known)
         if not found:
             return []
         column = measure.column_of([found["8 tokens"]])
@@ -295,13 +295,18 @@ def test_the_first_problems_of_an_unfinished_cell_are_a_row() -> None:
     assert first(few) == few and first(few[::2], few[1::2]) == few
     assert first(few, others) == list(range(42)), "once each, as far as there is no gap"
     assert first(few[:31]) == [] and first(others) == []
+    sizes = dict.fromkeys(range(80), (1, 1))
+    assert first(few, others, known=sizes | {36: (2, 1)}) == few[:36], "of another prompt"
     assert first(few[:5], examples=5) == few[:5] and first([9, 8, 7], few[:5], first=7, examples=3) == [7, 8, 9]
 
 
 def test_a_seed_of_other_examples_is_left_out() -> None:
     whole, few = [piece_of([0, 2]), piece_of([1])], [piece_of([0, 1], nll=9.0)]
-    found = measure.column_of([few, whole])
-    assert found.index.tolist() == [0, 1, 2] and found.nll.tolist() == [1.0, 1.0, 1.0]
+    found = measure.alike({0: {"8 tokens": few}, 1: {"8 tokens": whole}, 2: {"8 tokens": whole[::-1]}, 3: {}})
+    assert list(found) == [1, 2]
+    column = measure.column_of([own["8 tokens"] for own in found.values()])
+    assert column.index.tolist() == [0, 1, 2] and column.nll.tolist() == [1.0, 1.0, 1.0]
+    assert measure.alike({}) == {}
 
 
 def test_a_row_of_fewer_problems_says_so_and_is_compared_on_them(world: World, part: Part, tmp_path: Path) -> None:
