@@ -51,7 +51,7 @@ def keep_labels(
         of_tokens = gains_of_tokens(batch, nll)
         total = jnp.einsum("bts,bt->bs", membership(batch).astype(jnp.float32), of_tokens)
         context = in_context(batch)
-        scale = jnp.sum(context, axis=1, keepdims=True, dtype=jnp.float32)  # far above what `_soft` adds to a variance
+        scale = jnp.sum(context, axis=1, keepdims=True, dtype=jnp.float32)  # far above `ALIKE`
         return Labels(_soft(config, total, there), _soft(config, scale * of_tokens, context))
     assert gains is not None
     return Labels(_soft(config, gains, there))
@@ -66,6 +66,6 @@ def _soft(
     count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
     mean = jnp.sum(jnp.where(there, gains, 0.0), axis=1, keepdims=True) / count
     variance = jnp.sum(jnp.where(there, jnp.square(gains - mean), 0.0), axis=1, keepdims=True) / count
-    standard = (gains - mean) * jax.lax.rsqrt(variance + 1e-6)
+    standard = (gains - mean) * jax.lax.rsqrt(jnp.maximum(variance, ALIKE**2))
     there = there & (variance > ALIKE**2)
     return jnp.where(there, jax.nn.sigmoid(config.sharpness * (standard - config.above)), -1.0)
