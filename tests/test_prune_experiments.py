@@ -106,6 +106,7 @@ def test_the_original_gets_every_prompt_of_a_part_with_its_own_target(no_data):
 def test_agreement_is_measured_on_places():
     np.testing.assert_array_equal(beside.kept_places([5, 6, 5, 7, 8], [5, 7]), [False, False, True, True, False])
     assert beside.jaccard(np.array([True, True, False]), np.array([False, True, True])) == pytest.approx(1 / 3)
+    np.testing.assert_array_equal(beside_llmlingua.moved(np.array([True, False, True])), [False, True, False])
     a = np.array([0.1, 3.0, 2.0, 9.0])
     assert beside.rank_correlation(a, a**3) == pytest.approx(1)
     assert beside.rank_correlation(a, -a) == pytest.approx(-1)
