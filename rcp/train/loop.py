@@ -310,19 +310,37 @@ def _begun(workdir: Path) -> bool:
 
 
 def _longer(stage: Stage, config: Config, workdir: Path) -> str:
-    """A warning where the stage goes on behind a learning rate that fell over fewer steps; else empty."""
-    done, schedule = newest_step(_folder(workdir, stage)), config.optim.schedule
-    saved = workdir / "config.json"
-    if not done or schedule == "constant" or not saved.exists():
+    """A warning where the stage goes on behind a learning rate, or what else runs over all of its steps, that has run
+    over fewer; else empty."""
+    done, saved = newest_step(_folder(workdir, stage)), workdir / "config.json"
+    rate, others = config.optim.schedule != "constant", _over_all_steps(config)
+    if not done or not (rate or others) or not saved.exists():
         return ""
     before = load_config(saved).train.steps
     if before >= config.train.steps:
         return ""
+    said, where = [], f"where the run goes on, after step {done}"
+    if rate:
+        schedule = f'config.optim.schedule "{config.optim.schedule}"'
+        said.append(f"The learning rate ({schedule}) falls over all of them, so that it jumps up {where}")
+    said += [f"{what} changes over all of them, so that it goes back {where}" for what in others]
     return (
-        f"{stage.name}: config.train.steps was {before} and is {config.train.steps}. The learning rate "
-        f'(config.optim.schedule "{schedule}") falls over all of them, so that it jumps up where the run goes on, '
-        f"after step {done}: it ends otherwise than a run of {config.train.steps} steps from the beginning"
+        f"{stage.name}: config.train.steps was {before} and is {config.train.steps}. {'. '.join(said)}: "
+        f"the run ends otherwise than one of {config.train.steps} steps from the beginning"
     )
+
+
+def _over_all_steps(config: Config) -> list[str]:
+    """What in the last stage, besides the learning rate, depends on how many steps there are."""
+    if config.dynamic.on:
+        return ["The growth of alpha (config.dynamic.alpha_steps 0)"] if not config.dynamic.alpha_steps else []
+    if config.eviction.tasks:
+        return []
+    return [
+        f'The weight of config.objectives.{name} (schedule "{c.schedule}", steps 0)'
+        for name, c in config.objectives.items()
+        if c.schedule != "constant" and not c.steps
+    ]
 
 
 def _folder(workdir: Path, stage: Stage) -> Path:

@@ -181,6 +181,31 @@ def test_a_longer_run_goes_on_from_a_shorter_one(alone, tmp_path, capsys):
     assert steps_logged(tmp_path) == list(range(1, 31))
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"objectives": {"entropy": {"schedule": "linear"}, "nll": {"schedule": "cosine", "steps": 5}, "kl": 1.0}},
+            'The weight of config.objectives.entropy (schedule "linear", steps 0) changes over all of them',
+        ),
+        ({"dynamic": {"on": True}}, "The growth of alpha (config.dynamic.alpha_steps 0) changes over all of them"),
+        ({"dynamic": {"on": True, "alpha_steps": 5}, "objectives": {"entropy": {"schedule": "linear"}}}, ""),
+    ],
+)
+def test_what_else_runs_over_all_steps_of_a_longer_run_is_said(sections, said, tmp_path, capsys):
+    def config(steps: int) -> Config:
+        train, optim = {"steps": steps, "checkpoint_every": 5}, {"schedule": "constant"}
+        return from_dict({"train": train, "optim": optim, "parallel": {"devices": 1}, **sections})
+
+    run(toy_stages(2, 4), config(4), tmp_path)
+    assert "changes over" not in capsys.readouterr().err
+    run(toy_stages(2, 6), config(6), tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "config.train.steps was 4 and is 6." in line]
+    assert len(lines) == bool(said)
+    assert all(said in line and "after step 4" in line and "objectives.nll" not in line for line in lines)
+    assert all("learning rate" not in line for line in lines)
+
+
 def test_a_stage_that_has_to_be_trained_anew_leaves_those_behind_it(alone, tmp_path):
     """Its folder deleted, as the message for one that cannot be read says."""
     shutil.copytree(alone[1], tmp_path / "run")
