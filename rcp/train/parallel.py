@@ -119,6 +119,7 @@ class Parallel:
         self._local = len(local)
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._same = NamedSharding(mesh, PartitionSpec())
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self._same)  # one, which is compiled once
         # Host devices share one thread pool: two programs with collectives in flight at once can each hold threads that
         # the other's collective waits for, for ever. Real devices have queues of their own.
         self._one_at_a_time = count > 1 and found[0].platform == "cpu"
@@ -195,7 +196,7 @@ class Parallel:
         if self.mode == "pmap":
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
         elif self.processes > 1 and self.shard_params:
-            tree = jax.jit(lambda t: t, out_shardings=self._same)(tree)
+            tree = self._gather(tree)
         for leaf in jax.tree.leaves(tree):
             leaf.copy_to_host_async()
         drop = (lambda x: np.array(x[0])) if self.mode == "pmap" else np.array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax
 import numpy as np
 import optax
@@ -81,6 +83,22 @@ def test_sharded_parameters_are_split_and_give_the_same_numbers(alone, monkeypat
     np.testing.assert_allclose(
         parallel.fetch(state).params["pruner"]["w"], single.fetch(other).params["pruner"]["w"], rtol=1e-5
     )
+
+
+def test_what_several_processes_share_is_gathered_by_one_program(monkeypatch, caplog):
+    """Fetched again, nothing is compiled again."""
+    monkeypatch.setattr(parallel_module, "SHARD_FROM", 4)
+    parallel = Parallel(ParallelConfig(mode="mesh", devices=5, shard_params=True))
+    parallel.processes = 2  # of which this one has all devices
+    given = toy_state(SGD)
+    placed = parallel.place_state(given)
+    first = parallel.fetch(placed)
+    jax.tree.map(np.testing.assert_array_equal, first, jax.tree.map(np.asarray, given))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        parallel.fetch(placed)
+        assert not caplog.records
+        parallel.fetch(placed.params)
+        assert any("Compiling" in line for line in caplog.messages)  # so it would have been seen
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
