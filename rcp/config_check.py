@@ -85,6 +85,8 @@ def check(config: Config, where: Callable[[str], str]) -> None:
             need(config.data.train_examples is not None, "data.train_examples", f"a number where {key} is set")
     if config.policy.logged:
         need("ppo" in config.objectives, "policy.logged", 'false but with the objective "ppo"')
+        expected = 'false with the objective "reinforce", to which logged draws would be stale (use ppo)'
+        need("reinforce" not in config.objectives, "policy.logged", expected)
         need("ppo" not in warm.objectives, "warm_start.objectives", 'without "ppo" where policy.logged is set')
         need(config.budget.granularity == "segment", "budget.granularity", '"segment" where policy.logged is set')
         need(config.policy.baseline != "self_critical", "policy.baseline", "another where policy.logged is set")

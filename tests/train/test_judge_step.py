@@ -94,6 +94,11 @@ def test_learning_from_the_table_raises_the_draws_that_earned(judged):
 def test_logged_draws_ask_for_what_makes_them_possible():
     for sections, message in (
         ({"objectives": {"bce": 1.0, "ppo": 0.0}}, None),
+        ({"policy": {"updates": 1}, "warm_start": {"steps": 1, "objectives": {"reinforce": 1.0}}}, None),  # draws anew
+        (
+            {"objectives": {"ppo": 1.0, "reinforce": 0.1}},
+            r'config.policy.logged should be false with the objective "reinforce", to which logged draws .*\(use ppo\)',
+        ),
         ({"budget": {"granularity": "token"}}, r'config.budget.granularity should be "segment" where policy.logged'),
         ({"policy": {"baseline": "self_critical"}}, r"config.policy.baseline should be another where policy.logged"),
         ({"data": {"train_examples": None}}, r"config.data.train_examples should be a number where policy.logged"),
