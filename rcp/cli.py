@@ -80,7 +80,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rcp.config_file import load_config
+    from rcp.config_saved import check_workdir
 
+    check_workdir(arguments.workdir)
     saved = arguments.workdir / "config.json"
     if not arguments.config and not saved.exists():
         raise UserError(f"{arguments.workdir} holds no run to go on with: give --config=configs/X.py")

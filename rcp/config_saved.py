@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def differences(before: Config, now: Config) -> list[str]:
     ]
 
 
+def check_workdir(workdir: Path) -> None:
+    """Raises `UserError` where no run can be kept in `workdir`: a file, or a folder that cannot be written or made."""
+    found = workdir.absolute()
+    while not os.path.exists(found):  # also where it may not be looked at
+        found = found.parent
+    if not os.path.isdir(found):
+        raise UserError(f"--workdir={workdir}: {found} is a file; expected a folder, or one to be made")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: the folder {found} cannot be written")
+
+
 def save_config(config: Config, workdir: Path, *, begun: bool = True, writing: bool = True) -> None:
     """Writes `workdir/config.json`, after a check of a resumed run's configuration against the one there.
 
@@ -42,7 +54,8 @@ def save_config(config: Config, workdir: Path, *, begun: bool = True, writing: b
       writing: False only checks (for all processes but the first).
 
     Raises:
-      UserError: the folder holds a run of another configuration; the message names the keys that differ.
+      UserError: the folder holds a run of another configuration; the message names the keys that differ. Or it
+        cannot be written.
     """
     path = workdir / "config.json"
     if begun and path.exists():
@@ -62,7 +75,11 @@ def save_config(config: Config, workdir: Path, *, begun: bool = True, writing: b
         return
     p = config.parallel
     alone = ParallelConfig(mode=p.mode, devices=p.devices, shard_params=p.shard_params)
-    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_dict(replace(config, parallel=alone)), indent=2) + "\n"
     partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(to_dict(replace(config, parallel=alone)), indent=2) + "\n")
-    partial.replace(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: the run's config cannot be written there: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,20 @@ def test_a_user_error_is_one_message_and_status_2(tmp_path, capsys):
 def test_without_config_or_run_train_says_what_to_give(tmp_path, capsys):
     assert cli.main(["train", f"--workdir={tmp_path}"]) == 2
     assert "give --config=configs/X.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [["--config=configs/smoke.py"], []])
+def test_a_workdir_that_can_hold_no_run_is_named_before_anything_is_built(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "file").touch()
+    for name in ("file", "file/run"):
+        assert cli.main(["train", *config, f"--workdir={tmp_path}/{name}"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"rcp train: --workdir={tmp_path}/{name}: {tmp_path}/file is a file; expected a folder")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # who runs this may write everywhere
+    assert cli.main(["train", *config, f"--workdir={tmp_path}/a/b"]) == 2
+    assert f"--workdir={tmp_path}/a/b: the folder {tmp_path} cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("argv", [["trian"], ["train"], ["doctor", "--config.seed=1"], ["train", "--workdri=x"]])

@@ -236,6 +236,14 @@ def test_a_run_keeps_its_config(path, tmp_path):
     assert "config.objectives.entropy.weight: '(not set)' there, 1.0 now" in str(error.value)
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(path, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run" / "config.json.tmp").mkdir(parents=True)
+    for name in ("file", "file/run", "run"):
+        with pytest.raises(UserError, match=rf"--workdir={tmp_path}/{name}: the run's config cannot be written there"):
+            save_config(load_config(path), tmp_path / name, begun=False)
+
+
 def test_a_key_added_later_changes_no_fingerprint(path, monkeypatch):
     """What is hashed differs from the defaults; so a run from before the key goes on."""
     config = load_config(path)
