@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -102,9 +103,11 @@ def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
         values: Params = {"frequencies": loaded.model.frequencies()}
         return values | ({"model": weights} if answers else {})
 
+    traces = cache(lambda: Traces(c, loaded))
+
     def make_pipeline() -> TracePipeline:
         options = {"batch_size": kind.batch_size, "seed": kind.seed, "answers": answers, "shard": this_process()}
-        return TracePipeline(Traces(c, loaded), c, **options)
+        return TracePipeline(traces(), c, **options)
 
     step = make_eviction_step(c, kind.objectives, Scoring(shape, graph, loaded.model.dtype), optimizer)
     return Stage(
@@ -117,6 +120,7 @@ def _stage(config: Config, loaded: Pretrained, name: str) -> Stage:
         count_tokens=_count,
         weights=loaded.fingerprint,
         decides=None if answers else traces_decide,
+        prepare=lambda stopping: traces().make_all(stopping),
     )
 
 

@@ -65,6 +65,8 @@ class Stage:
       weights: fingerprint of the published weights that the stage starts from, if any; its checkpoints carry it.
       decides: what of a config decides the stage, all else at its default, where that is less than the whole and
         nothing that a stage before has trained: such a stage can be taken over from another run that agrees on it.
+      prepare: makes and keeps on disk what the pipeline reads, where that takes long: called before the pipeline is
+        made, it returns early where the function that it gets says that the run is to stop.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Stage:
     weights: str | None = None
     failure: Callable[[], Exception | None] = lambda: None
     decides: Callable[[Config], Config] | None = None
+    prepare: Callable[[Callable[[], bool]], None] | None = None
 
     def fingerprint(self, config: Config) -> str:
         """Of what its checkpoints stand for."""
@@ -98,8 +101,8 @@ def run(stages: Sequence[Stage], config: Config, workdir: str | Path, prepared: 
     """Trains every stage in turn, or goes on from the newest checkpoints in `workdir`.
 
     A run killed at any moment and started again ends with the parameters of one left alone. SIGTERM and SIGINT end it
-    with a checkpoint, after the step under way or, with several processes, at the next checkpoint that is due; a second
-    one ends it at once.
+    with a checkpoint, after the step under way or, with several processes, at the next checkpoint that is due. While a
+    stage prepares what it reads (`Stage.prepare`) there is nothing to save. A second one ends it at once.
 
     Args:
       prepared: the folder of another run, from which the stages that can be shared (`Stage.decides`) are taken over
@@ -364,9 +367,13 @@ def _run_stage(
     done, final = at.step, at.state
     if done >= stage.steps:
         return Result(True, stage.name, done, final)
-    checkpoints = _checkpoints(stage, config, workdir)
     step_fn = parallel.compile(stage.step)
     state, frozen = parallel.place_state(at.state), parallel.place_frozen(stage.frozen(at.previous))
+    if stage.prepare is not None:
+        stage.prepare(lambda: stop.signal is not None)
+        if _stopping(stop, parallel, saving=True):
+            return Result(False, stage.name, done, parallel.fetch(state), stop.signal)
+    checkpoints = _checkpoints(stage, config, workdir)
     pipeline = stage.make_pipeline()
     if at.pipeline is not None:
         pipeline.set_state(at.pipeline)

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,11 +111,13 @@ class Traces:
         rng = np.random.default_rng([number, len(example.question)])
         return encode_asked(self._tasks[name], example, self._loaded.tokenizer, self._config, rng)
 
-    def make_all(self) -> None:
-        """Makes all that are not there yet; says on stderr how far it is."""
+    def make_all(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Makes all that are not there yet, unless `stopping()` before one; says on stderr how far it is."""
         missing = [index for index in range(len(self)) if not self._path(index).exists()]
         began = time.perf_counter()
         for done, index in enumerate(missing):
+            if stopping():
+                return
             self._make(index)
             spent = time.perf_counter() - began
             if done in (0, len(missing) - 1) or done % 10 == 9:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,6 +127,29 @@ def test_another_second_stage_takes_the_first_over(trained, tmp_path):
     wider = replace(config, eviction=replace(c, width=16))
     with pytest.raises(UserError, match=r"nothing of it fits this config:\n  traces: config.eviction.width: 8 there"):
         run(eviction_stages(wider, small()), wider, tmp_path / "wider", prepared=first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_traces_are_made_ends_the_run_behind_the_one_under_way(number, tmp_path, monkeypatch):
+    """Those that are made stay; nothing is trained or saved."""
+    config = config_of(tmp_path / "traces", answer_steps=0, answer_objectives={})
+    config = replace(config, train=replace(config.train, steps=2))
+    make, made = Traces._make, []
+
+    def interrupted(traces: Traces, index: int) -> None:
+        make(traces, index)
+        made.append(index)
+        if index == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Traces, "_make", interrupted)
+    stopped = run(eviction_stages(config, small()), config, tmp_path / "run")
+    assert (stopped.finished, stopped.stage, stopped.step, stopped.signal) == (False, "traces", 0, number)
+    assert made == [0, 1, 2] and len(list((tmp_path / "traces").glob("*/*"))) == 3
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    result = run(eviction_stages(config, small()), config, tmp_path / "run")
+    assert result.finished and result.step == 2
+    assert made == list(range(8))
 
 
 def first_step(config: Config, loaded: Pretrained, weights: dict[str, float], pruner, batch, lora=None):
