@@ -32,8 +32,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
       overrides: flags of the form "--config.a.b=value" (or "a.b=value"), later ones win. Where "task.name" names
         another task than the file does, the file's other keys of the task section are dropped.
 
-    Paths (`task.path`, `task.*_path`, `eval.runs`, a file or folder as `model.name`) are relative to the folder that
-    the command runs in and come back absolute, so that a saved config means the same files everywhere.
+    Paths (`task.path`, `task.*_path`, `eviction.folder`, `eval.runs`, a file or folder as `model.name`) are relative to
+    the folder that the command runs in and come back absolute, so that a saved config means the same files everywhere.
 
     Raises:
       UserError: no such file, an unknown key (the nearest is named), a value of the wrong type or out of range.
@@ -143,7 +143,11 @@ def _make_absolute(values: dict[str, Any]) -> None:
         found = parent.get(name)
         return found if isinstance(found, dict) else {}
 
-    traced = section(section(values, "eviction"), "tasks")
+    eviction = section(values, "eviction")
+    folder = eviction.get("folder")
+    if isinstance(folder, str) and folder:
+        eviction["folder"] = absolute(folder)
+    traced = section(eviction, "tasks")
     own = [section(traced, name) for name in traced]
     for task in (section(values, "task"), section(section(values, "reader"), "task"), *own):
         for key, value in task.items():

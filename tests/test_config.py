@@ -291,7 +291,7 @@ def test_paths_are_saved_absolute(tmp_path, monkeypatch):
     (here / "run.py").write_text(
         "def get_config():\n"
         "    return {'task': {'name': 'jsonl', 'path': 'a.jsonl', 'test_path': ''},"
-        " 'reader': {'task': {'path': 'b.jsonl'}}, 'model': {'name': 'm.gguf'}}"
+        " 'reader': {'task': {'path': 'b.jsonl'}}, 'model': {'name': 'm.gguf'}, 'eviction': {'folder': 'traces'}}"
     )
     save_config(load_config("run.py", ["task.validation_path=data/c.jsonl"]), Path("run"))
     monkeypatch.chdir(there)
@@ -303,6 +303,9 @@ def test_paths_are_saved_absolute(tmp_path, monkeypatch):
     }
     assert config.reader.task == {"path": str(here / "b.jsonl")}
     assert config.model.name == str(here / "m.gguf")
+    assert config.eviction.folder == str(here / "traces")
+    assert load_config(None, ["eviction.folder=~/traces"]).eviction.folder == str(Path.home() / "traces")
+    assert load_config(None, ["eviction.folder="]).eviction.folder == load_config(None).eviction.folder == ""
     save_config(config, here / "run")
     assert load_config(here / "run" / "config.json", ["model.name=owner/name"]).model.name == "owner/name"
 
