@@ -119,15 +119,16 @@ class PromptPruner:
         tokens = [self._count("".join(pieces)) for pieces in texts]
         asked = [_at_rate(n, keep_rate) if keep_rate is not None else keep_tokens or 0 for n in tokens]
         forced = batch.forced.sum(axis=1)
+        whole = np.greater_equal(asked, tokens)  # what the scorer reads may have more tokens than the text
         for i, example in enumerate(encoded):
-            if forced[i] > asked[i]:
+            if forced[i] > asked[i] and not whole[i]:
                 raise UserError(
                     f"{example.uid}: the budget of {asked[i]} tokens is below the {forced[i]} tokens that must be kept "
                     f"(--force); ask for at least {forced[i]} of the {tokens[i]}"
                 )
         wanted = np.minimum(asked, tokens)
         written = [ContextText(self.tokenizer, pieces, own.context) for pieces, own in zip(texts, encoded)]
-        masks, unmended = self._fill(batch, written, wanted)
+        masks, unmended = self._fill(batch, written, wanted, whole)
         pruned = []
         for i, mask in enumerate(masks):
             text, kept = written[i].left(mask)
@@ -137,9 +138,12 @@ class PromptPruner:
         return pruned
 
     def _fill(
-        self, batch: Batch, written: Sequence[ContextText], wanted: np.ndarray
+        self, batch: Batch, written: Sequence[ContextText], wanted: np.ndarray, whole: np.ndarray
     ) -> tuple[list[np.ndarray], list[int]]:
-        """For each prompt which context tokens are left, so that their text has `wanted` tokens; and `unmended`."""
+        """For each prompt which context tokens are left, so that their text has `wanted` tokens; and `unmended`.
+
+        All of them of the prompts that `whole` says are to be kept whole.
+        """
         scores = self.score(batch, jnp.asarray(wanted, jnp.int32))  # once, whatever budgets are tried
         context = [row == Role.CONTEXT for row in batch.role]
 
@@ -150,10 +154,11 @@ class PromptPruner:
             return [Kept(keep[i][inside], rank[i][inside]) for i, inside in enumerate(context)]
 
         def count(i: int, mask: np.ndarray) -> int:
-            return self._count(written[i].left(mask)[0])
+            return int(wanted[i]) if whole[i] else self._count(written[i].left(mask)[0])  # so nothing is searched
 
         forced = [row[inside] for row, inside in zip(batch.forced, context)]
-        return meet(at, count, wanted, forced)
+        masks, unmended = meet(at, count, wanted, forced)
+        return [np.ones_like(mask) if whole[i] else mask for i, mask in enumerate(masks)], unmended
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text)) if text else 0

@@ -149,6 +149,26 @@ def test_the_printed_text_never_has_more_tokens_than_asked() -> None:
             assert found.kept == len(Merging().encode(found.text)) <= asked
 
 
+@pytest.mark.parametrize("granularity", ["segment", "token", "two_stage"])
+def test_a_prompt_kept_whole_loses_nothing_where_the_scorer_reads_more_tokens(granularity) -> None:
+    """The scorer reads " a", "b", "c", "." of "abc.", which is "ab", "c", ".": "bc." has as many tokens as that."""
+
+    class Pairs(Letters):
+        def encode(self, text: str) -> list[int]:
+            return [{" a": 1, "ab": 2}.get(part, ord(part[0])) for part in re.findall("(?s) a|ab|.", text)]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join({1: " a", 2: "ab"}.get(i, chr(i)) for i in ids)
+
+    pruner = PromptPruner(score, Pairs(), granularity, segment=lambda text: f" {text.strip()}")  # pyright: ignore
+    (found,) = pruner(["abc."], ["q"], keep_rate=1.0)
+    assert (found.text, found.kept, found.tokens, found.note) == ("abc.", 3, 3, "")
+    (found,) = pruner(["abc."], ["q"], keep_tokens=3, force=["(?s).+"])
+    assert found.text == "abc.", "all of it is forced, which is four tokens as the scorer reads it"
+    (found, other) = pruner(["abc.", TEXT], ["q", "q"], keep_tokens=20)
+    assert found.text == "abc." and other.kept == other.asked == 20, "beside a prompt that is cut"
+
+
 def test_the_scorer_is_told_the_group_of_the_prompts() -> None:
     seen = []
 
