@@ -59,8 +59,8 @@ class PromptPruner:
       tokenizer: of the model that will read the result; budgets count its tokens.
       granularity, cut: how the budget is filled; as in `rcp.nn.pruner.prune`.
       max_tokens: the longest prompt that the scorer can read, instruction, context and question together.
-      segment: from a paragraph to what the scorer reads of it, as in its training; only the white space around it may
-        differ. The text that is left is the user's.
+      segment: from a paragraph to what the scorer reads of it, as in its training; only white space and signs at its
+        end may differ. The text that is left of a segment kept whole is the user's.
       groups: names of the groups of prompts that the scorer tells apart, the first one for a prompt of no group named;
         empty where it tells none.
     """
@@ -205,10 +205,20 @@ def keep_and_rank(
 
 
 def _moved(span: tuple[int, int], text: str, piece: str) -> tuple[int, int]:
-    """A span of a paragraph as one of the segment made from it, whose outer white space may differ."""
-    shift = piece.index(text.strip()) - text.index(text.strip())
-    start, end = (min(max(place + shift, 0), len(piece)) for place in span)
-    return start, end
+    """A span of a paragraph, some of it no white space, as one of the segment made from it.
+
+    Where more than the outer white space differs, characters are counted without white space; what the segment lacks of
+    the paragraph's end is taken for its last one.
+    """
+    inner = text.strip()
+    if inner in piece:
+        shift = piece.index(inner) - text.index(inner)
+        start, end = (min(max(place + shift, 0), len(piece)) for place in span)
+        return start, end
+    places = [place for place, character in enumerate(piece) if not character.isspace()]
+    before, inside = (len("".join(part.split())) for part in (text[: span[0]], text[span[0] : span[1]]))
+    first, last = (min(number, len(places) - 1) for number in (before, before + inside - 1))
+    return places[first], places[last] + 1
 
 
 def _note(asked: int, tokens: int, kept: int) -> str:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcp.data.tasks.common_words import CommonWords
+from rcp.data.tasks.documents import Documents
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.prompt import PromptPruner, PrunedPrompt
 from rcp.nn.pruner import Scores
@@ -130,6 +132,29 @@ def test_the_scorer_reads_segments_as_in_training_and_the_text_stays_as_it_was()
     assert seen == [" Ann. Bob is. Cy."]
     assert found.text == "Bob i\n\nCy." and found.kept == 10
     assert pruner(["  Ann.\n\nBob."], ["q"], keep_rate=1.0)[0].text == "  Ann.\n\nBob."
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "forced", "read"),
+    [
+        (Documents(), "Alice is a baker\nin  Rome.\n\n", "Alice", "Alice"),
+        (Documents(), "Alice is a baker\nin  Rome.\n\n", r"baker\s+in", "baker in"),
+        (Documents(), "Alice is a baker\nin  Rome.\n\n", r"Rome\.\s*", "Rome."),
+        (CommonWords(), "apple,,\n\n", "app", "app"),
+        (CommonWords(), "apple,,\n\n", ",", ","),
+        (CommonWords(), "apple,,\n\n", "apple.+", "apple,"),
+    ],
+)
+def test_what_is_forced_is_found_where_the_task_writes_a_paragraph_anew(task, text, forced, read) -> None:
+    seen = []
+
+    def spy(batch: Batch, budget) -> Scores:
+        seen.append(Letters().decode(batch.tokens[0][batch.forced[0]].tolist()))
+        return score(batch, budget)
+
+    pruner = PromptPruner(spy, Letters(), "token", segment=task.segment)
+    (found,) = pruner([text + "Bob is."], ["q"], keep_tokens=12, force=[forced])
+    assert seen == [read] and "".join(read.split()) in "".join(found.text.split())
 
 
 def test_the_printed_text_never_has_more_tokens_than_asked() -> None:
