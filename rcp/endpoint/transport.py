@@ -23,6 +23,8 @@ LONGEST_WAIT = 120.0
 """Seconds: a wait that a server asks for (Retry-After) is honoured up to this."""
 FIRST_WAIT = 0.5
 AGAIN = (408, 425, 429)
+NEVER = (501, 505)
+"""Statuses from 500 on that say that the server cannot do it, now or later."""
 SHOWN = 300
 
 
@@ -53,8 +55,9 @@ def send(
 ) -> dict[str, Any]:
     """The JSON object that a POST of `body` (or a GET where it is None) is answered with.
 
-    Sent again, up to `retries` times, after 408, 425, 429 and 5xx, where there is no connection or no answer in time,
-    and where the answer is not JSON. Waits grow from `FIRST_WAIT` by factors of two; a Retry-After is honoured.
+    Sent again, up to `retries` times, after 408, 425, 429 and 5xx but for 501 and 505, where there is no connection or
+    no answer in time, and where the answer is not JSON. Waits grow from `FIRST_WAIT` by factors of two; a Retry-After
+    is honoured.
 
     Raises:
       RefusedError: another status. The message holds the beginning of the body, and never the key.
@@ -67,7 +70,7 @@ def send(
             return _once(url, body, key, timeout)
         except urllib.error.HTTPError as error:
             text = _beginning(error, key)
-            if error.code not in AGAIN and error.code < 500:
+            if error.code in NEVER or (error.code not in AGAIN and error.code < 500):
                 raise RefusedError(error.code, text) from None
             trouble, asked = f"HTTP {error.code}: {text or '(empty body)'}", _retry_after(error.headers)
         except (OSError, HTTPException) as error:  # URLError, timeouts and lost connections are OSErrors

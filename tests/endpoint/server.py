@@ -6,7 +6,7 @@ It knows the language of the task *chain*: where the prompt holds all statements
 with the value, else with " none". The name of the model says how it behaves:
 
     solver    as above; log-probabilities of echoed text are -0.5 a letter, or -3 where a statement is missing
-    base      as the solver, but refuses to echo
+    base      as the solver, but refuses to echo; partial refuses with 501
     busy      429 with Retry-After the first time that it sees a request, then as the solver
     broken    500        garbled   no JSON        slow   after two seconds        empty   no choices
     locked    401 without the key "letmein"; the answer repeats the key that came
@@ -93,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(429, {"error": "later"}, Retry_After="0")
         if model == "base" and body.get("echo"):
             return self.answer(400, {"error": "echo is not supported"})
+        if model == "partial" and body.get("echo"):
+            return self.answer(501, {"error": "echo is not implemented"})
         if model == "broken":
             return self.answer(500, {"error": "out of order"})
         if model == "garbled":

@@ -67,9 +67,10 @@ def test_samples_and_what_is_asked_for_them(url: str) -> None:
 def test_likelihoods_where_the_endpoint_gives_them(url: str) -> None:
     answers = [" 5", " 44"]
     assert client(url).nll([" v1 = 5 ; v1 ?", " v2 ?"], answers) == pytest.approx([2 * 0.5, 3 * 3.0])
-    before = count(url, "base")
-    assert client(url, model="base").nll(PROMPTS, [" 1"] * 20) is None
-    assert count(url, "base") - before == 1, "asked once, not for every prompt"
+    for model in ("base", "partial"):
+        before = count(url, model)
+        assert client(url, model=model).nll(PROMPTS, [" 1"] * 20) is None
+        assert count(url, model) - before == 1, "asked once, not for every prompt"
     assert client(url, api="chat").nll(PROMPTS, [" 1"] * 20) is None
 
 
