@@ -57,7 +57,7 @@ def send(
 
     Sent again, up to `retries` times, after 408, 425, 429 and 5xx but for 501 and 505, where there is no connection or
     no answer in time, and where the answer is not JSON. Waits grow from `FIRST_WAIT` by factors of two; a Retry-After
-    is honoured.
+    that is longer is honoured.
 
     Raises:
       RefusedError: another status. The message holds the beginning of the body, and never the key.
@@ -79,8 +79,8 @@ def send(
         except ValueError as error:
             trouble, asked = f"the answer is not what was expected ({error})", None
         if attempt < retries:
-            pause = FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25) if asked is None else asked
-            if stop.wait(min(pause, LONGEST_WAIT)):
+            pause = FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25)
+            if stop.wait(min(max(pause, asked or 0.0), LONGEST_WAIT)):
                 raise UserError(f"{url}: given up, since another request failed")
     raise UserError(
         f"{url}: {trouble}, after {retries + 1} attempts. Is the server running, and is base_url right? Nothing is "

@@ -8,6 +8,7 @@ with the value, else with " none". The name of the model says how it behaves:
     solver    as above; log-probabilities of echoed text are -0.5 a letter, or -3 where a statement is missing
     base      as the solver, but refuses to echo; partial refuses with 501
     busy      429 with Retry-After the first time that it sees a request, then as the solver
+    soon, later, past    503 with Retry-After: 0, 2 or a date that is over
     broken    500        garbled   no JSON        slow   after two seconds        empty   no choices
     locked    401 without the key "letmein"; the answer repeats the key that came
     moved     a redirect
@@ -28,6 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 LIFE = 3600.0
+WAITS = {"soon": "0", "later": "2", "past": "Mon, 01 Jan 2024 00:00:00 GMT"}
 COUNTS: Counter[str] = Counter()
 SEEN: set[str] = set()
 LOCK = threading.Lock()
@@ -91,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"error": "no such path"})
         if model == "busy" and first:
             return self.answer(429, {"error": "later"}, Retry_After="0")
+        if model in WAITS:
+            return self.answer(503, {"error": "later"}, Retry_After=WAITS[model])
         if model == "base" and body.get("echo"):
             return self.answer(400, {"error": "echo is not supported"})
         if model == "partial" and body.get("echo"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -77,6 +78,30 @@ def test_likelihoods_where_the_endpoint_gives_them(url: str) -> None:
 def test_a_busy_server_is_asked_again(url: str) -> None:
     assert client(url, model="busy").texts(PROMPTS[:6]) == SAID[:6]
     assert count(url, "busy") == 12
+
+
+class Waits(threading.Event):
+    """Never set; notes how long it would have been waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout or 0.0)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("model", "least"), [("soon", [0.75, 1.5, 3.0]), ("past", [0.75, 1.5, 3.0]), ("later", [2.0, 2.0, 3.0])]
+)
+def test_a_wait_that_a_server_asks_for_is_never_shorter_than_ours(url: str, monkeypatch, model, least) -> None:
+    monkeypatch.setattr(transport, "FIRST_WAIT", 1.0)
+    stop, body = Waits(), {"model": model, "prompt": PROMPTS[0]}
+    with pytest.raises(UserError, match=r"HTTP 503.* after 4 attempts"):
+        transport.send(f"{url}/v1/completions", body, timeout=10.0, retries=3, stop=stop)
+    assert len(stop.asked) == 3
+    assert all(low <= wait <= max(low, low / 0.75 * 1.25) for low, wait in zip(least, stop.asked)), stop.asked
 
 
 @pytest.mark.parametrize(
