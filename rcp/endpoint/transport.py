@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from typing import Any
 
 from rcp.types import UserError
@@ -22,6 +22,7 @@ from rcp.types import UserError
 LONGEST_WAIT = 120.0
 """Seconds: a wait that a server asks for (Retry-After) is honoured up to this."""
 FIRST_WAIT = 0.5
+CHUNK = 1 << 16
 AGAIN = (408, 425, 429)
 NEVER = (501, 505)
 """Statuses from 500 on that say that the server cannot do it, now or later."""
@@ -58,6 +59,7 @@ def send(
     Sent again, up to `retries` times, after 408, 425, 429 and 5xx but for 501 and 505, where there is no connection or
     no answer in time, and where the answer is not JSON. Waits grow from `FIRST_WAIT` by factors of two; a Retry-After
     that is longer is honoured.
+    `timeout`: seconds that an answer may take, to its last byte.
 
     Raises:
       RefusedError: another status. The message holds the beginning of the body, and never the key.
@@ -69,7 +71,7 @@ def send(
         try:
             return _once(url, body, key, timeout)
         except urllib.error.HTTPError as error:
-            text = _beginning(error, key)
+            text = _beginning(error, key, timeout)
             if error.code in NEVER or (error.code not in AGAIN and error.code < 500):
                 raise RefusedError(error.code, text) from None
             trouble, asked = f"HTTP {error.code}: {text or '(empty body)'}", _retry_after(error.headers)
@@ -93,8 +95,9 @@ def _once(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> di
     if key:
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
+    start = time.monotonic()
     with _OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
-        text = answer.read().decode("utf-8", errors="replace")
+        text = _body(answer, start, timeout)
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
@@ -104,9 +107,21 @@ def _once(url: str, body: dict[str, Any] | None, key: str, timeout: float) -> di
     return found
 
 
-def _beginning(error: urllib.error.HTTPError, key: str) -> str:
+def _body(answer: Any, start: float, timeout: float) -> str:
+    """The text of an answer that is given up `timeout` seconds after `start`, though each part of it comes in time."""
+    parts: list[bytes] = []
+    while part := answer.read1(CHUNK):
+        parts.append(part)
+        if time.monotonic() - start > timeout:
+            raise TimeoutError(f"not complete after {timeout:g} seconds")
+    if answer.length:
+        raise IncompleteRead(b"".join(parts), answer.length)
+    return b"".join(parts).decode("utf-8", errors="replace")
+
+
+def _beginning(error: urllib.error.HTTPError, key: str, timeout: float) -> str:
     try:
-        return clean(error.read().decode("utf-8", errors="replace"), key)
+        return clean(_body(error, time.monotonic(), timeout), key)
     except (OSError, HTTPException):
         return ""
 

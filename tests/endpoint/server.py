@@ -10,6 +10,7 @@ with the value, else with " none". The name of the model says how it behaves:
     busy      429 with Retry-After the first time that it sees a request, then as the solver
     soon, later, past    503 with Retry-After: 0, 2 or a date that is over
     broken    500        garbled   no JSON        slow   after two seconds        empty   no choices
+    trickle   a letter each tenth of a second        torn   less than the length that it tells
     locked    401 without the key "letmein"; the answer repeats the key that came
     moved     a redirect
 """
@@ -65,12 +66,12 @@ def completion(body: dict, chat: bool) -> dict:
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None: ...
 
-    def answer(self, status: int, body: object, **headers: str) -> None:
+    def answer(self, status: int, body: object, *, missing: int = 0, **headers: str) -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + missing))
         self.end_headers()
         self.wfile.write(data)
 
@@ -103,6 +104,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(500, {"error": "out of order"})
         if model == "garbled":
             return self.answer(200, '{"choices": [')
+        if model == "torn":
+            return self.answer(200, completion(body, chat), missing=9)
+        if model == "trickle":
+            self.answer(200, "", missing=60)
+            for _ in range(60):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+            return None
         if model == "empty":
             return self.answer(200, {"choices": []})
         if model == "moved":

@@ -110,6 +110,8 @@ def test_a_wait_that_a_server_asks_for_is_never_shorter_than_ours(url: str, monk
         ({"model": "broken"}, r"/v1/completions: HTTP 500: .*out of order.*after 3 attempts"),
         ({"model": "garbled"}, r"not JSON: '.\"choices\": \['\), after 3 attempts"),
         ({"model": "slow", "timeout": 0.2, "retries": 0}, r"no answer \(TimeoutError: .*after 1 attempts"),
+        ({"model": "trickle", "timeout": 0.3, "retries": 0}, r"no answer \(TimeoutError: not complete after 0.3 s"),
+        ({"model": "torn", "retries": 1}, r"no answer \(IncompleteRead: .*after 2 attempts"),
         ({"model": "empty"}, r"0 samples came of 1"),
         ({"model": "moved"}, r"HTTP 307"),
         ({"base_url": "/elsewhere"}, r"elsewhere/completions: HTTP 404: .*are base_url, api and model right\?"),
