@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcp.config import EndpointConfig
 from rcp.endpoint.cache import Cache, fingerprint
@@ -21,6 +21,19 @@ from rcp.types import UserError
 
 NO_ECHO = (400, 404, 405, 413, 422, 501)
 """Statuses by which an endpoint says that it does not echo a prompt with log-probabilities."""
+
+
+class _Request(NamedTuple):
+    """`read` makes the result of the answer; `begin` is what it depends on besides `body`, or None."""
+
+    path: str
+    body: dict[str, Any]
+    read: Callable[[dict[str, Any]], Any]
+    begin: int | None = None
+
+    def key(self, base: str) -> str:
+        own = [] if self.begin is None else [self.begin]
+        return fingerprint([base, self.path, self.body, *own])
 
 
 class Client:
@@ -79,7 +92,7 @@ class Client:
                 raise UserError(f"{self.base}/{path}: {len(found)} samples came of {samples} asked for in one request")
             return found[:samples]
 
-        return self._all([(path, shared | _prompt(prompt, chat), said) for prompt in prompts])
+        return self._all([_Request(path, shared | _prompt(prompt, chat), said) for prompt in prompts])
 
     def nll(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float] | None:
         """-log p of each answer after its prompt, nats summed over its tokens; None where the endpoint cannot say.
@@ -89,6 +102,8 @@ class Client:
         """
         if self.config.api == "chat":
             return None
+        if not prompts:
+            return []
         shared: dict[str, Any] = {
             "model": self.model,
             "max_tokens": 0,
@@ -97,8 +112,10 @@ class Client:
             "logprobs": 1,
         }
 
-        def request(prompt: str, answer: str) -> tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any]]:
-            return "completions", shared | {"prompt": prompt + answer}, lambda found: _answer_nll(found, len(prompt))
+        def request(prompt: str, answer: str) -> _Request:
+            begin = len(prompt)  # the same text may be another prompt with another answer
+            body = shared | {"prompt": prompt + answer}
+            return _Request("completions", body, lambda found: _answer_nll(found, begin), begin)
 
         requests = [request(prompt, answer) for prompt, answer in zip(prompts, answers)]
         try:
@@ -112,14 +129,14 @@ class Client:
                 raise UserError(f"{self.base}: no log-probabilities of a text, as it gave of others: {why}") from error
             return None
 
-    def _all(self, requests: Sequence[tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any]]]) -> list[Any]:
-        """What each request (path, body, from the answer to the result) is answered with."""
-        keys = [fingerprint([self.base, path, body]) for path, body, _ in requests]
+    def _all(self, requests: Sequence[_Request]) -> list[Any]:
+        """The result of each request."""
+        keys = [request.key(self.base) for request in requests]
         missing = {key: request for key, request in zip(keys, requests) if key not in self._cache}
         stop = threading.Event()
 
-        def fetch(item: tuple[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any]]]) -> None:
-            key, (path, body, read) = item
+        def fetch(item: tuple[str, _Request]) -> None:
+            key, (path, body, read, _) = item
             try:
                 with self._slots:  # of all calls, which may come from several threads
                     if stop.is_set():

@@ -75,6 +75,19 @@ def test_likelihoods_where_the_endpoint_gives_them(url: str) -> None:
     assert client(url, api="chat").nll(PROMPTS, [" 1"] * 20) is None
 
 
+def test_likelihoods_of_one_text_are_kept_by_where_its_answer_begins(url: str, tmp_path: Path) -> None:
+    splits, answers = [" v1 = 5 ; v1 ?", " v1 = 5 ; v1"], [" 5", " ? 5"]
+    for _ in range(2):  # the second time from the cache
+        assert client(url, tmp_path / "c.jsonl").nll(splits, answers) == pytest.approx([2 * 0.5, 4 * 0.5])
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
+
+
+def test_likelihoods_of_no_prompt_say_nothing_about_the_endpoint(url: str) -> None:
+    one = client(url, model="base")
+    assert one.nll([], []) == [] and one.sent == 0
+    assert one.nll(PROMPTS[:2], [" 1"] * 2) is None, "no error: it has given none before"
+
+
 def test_a_busy_server_is_asked_again(url: str) -> None:
     assert client(url, model="busy").texts(PROMPTS[:6]) == SAID[:6]
     assert count(url, "busy") == 12
