@@ -57,7 +57,8 @@ def prune_files(
 
 
 def _read(name: str) -> str:
+    """The text of a file, letter by letter: its line ends stay as they are."""
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read as text: {error}") from error

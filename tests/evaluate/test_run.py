@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +146,21 @@ def test_prune_prints_the_text_and_the_counts(
     found = json.loads(out)
     assert found["text"].split() == "".join(context).split() and found["kept"] == 16
     assert "above the context's 16: it is kept whole" in err
+
+
+def test_prune_keeps_the_line_ends_of_files_and_of_stdin(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " v1 = 3 ;\r\n\r\n v2 = 4 ;\r\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    arguments = [f"--workdir={workdir}", "--question= v1 ?", "--keep-rate=1"]
+    assert main(["prune", str(tmp_path / "a.txt"), "-", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert out == text * 2 and err.count("from 2 of 2 segments") == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert main(["prune", "-", *arguments]) == 2
+    assert "-: cannot be read as text" in capsys.readouterr().err
 
 
 def test_an_exported_run_prunes_as_the_run_does(
