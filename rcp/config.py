@@ -302,7 +302,8 @@ class EvalConfig:
     decoded greedily and the task judges the text. With `samples` above 1, so many answers are drawn at `temperature`
     from the likeliest tokens that reach `top_p`, and the answer that most of them give is judged (self-consistency).
 
-    `reader` "openai": the model behind `endpoint` answers, from the pruned text.
+    `reader` "openai": the model behind `endpoint` answers, from the pruned text, in at most `endpoint.max_new` tokens
+    (`decode` is 0 or the same).
 
     `draw`: how a pruner of granularity "independent" decides. "budget": the best of its scores at each budget;
     "sample": a draw, seeded by `seed` (as CoT-Influx evaluates); "likely": what it keeps with probability above 1/2.

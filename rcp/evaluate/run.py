@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rcp.config import Config
+from rcp.config import Config, EvalConfig
 from rcp.data.text import Texts
 from rcp.endpoint.client import Client
 from rcp.evaluate import page, plots, tables
@@ -217,6 +217,22 @@ def _write_sent(path: Path, results: Results) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
+def _check_reader(chosen: EvalConfig, overrides: Sequence[str]) -> None:
+    """Refuses flags that the chosen reader would not look at."""
+    if chosen.reader == "openai":
+        most = chosen.endpoint.max_new
+        if chosen.decode not in (0, most):
+            raise UserError(
+                f"config.eval.decode = {chosen.decode}: expected 0 or config.eval.endpoint.max_new ({most}), which is "
+                'how many tokens an endpoint is asked for, where eval.reader is "openai"'
+            )
+        return
+    for flag in overrides:
+        if flag.startswith("--config.eval.endpoint"):
+            key = flag.partition("=")[0].removeprefix("--")
+            raise UserError(f"{key} is given, but this run's own model is the reader: add --reader=openai")
+
+
 def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.Row]:
     """Compares the pruner of a run with the other methods on held-out examples and writes the report to `workdir/eval`.
 
@@ -228,9 +244,11 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> list[tables.
 
     Raises:
       UserError: nothing trained there, a keep rate outside (0, 1], an unknown method, no examples; a run of `eval.runs`
-        that cannot be compared.
+        that cannot be compared; flags that the reader would not look at.
     """
-    subject = of_run(load_trained(workdir, overrides))
+    trained = load_trained(workdir, overrides)
+    _check_reader(trained.config.eval, overrides)
+    subject = of_run(trained)
     config, host, folder = subject.config, None, Path(workdir) / "eval"
     batches, examples = subject.examples()
     if config.eval.reader == "openai":

@@ -117,6 +117,28 @@ def test_what_is_wrong_is_said(url: str, workdir: Path, capsys: pytest.CaptureFi
     assert f'{url}/v1/completions: HTTP 500: {{"error": "out of order"}}' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base_url=http://127.0.0.1:9"], "endpoint.base_url is given, but this run's own model is the reader: add"),
+        (["--reader=model", "--reader_model=solver"], "endpoint.model is given, but"),
+        (["--api=chat"], "endpoint.api is given, but"),
+        (["--logprobs"], "endpoint.logprobs is given, but"),
+        (["--config.eval.endpoint.max_new=9"], "endpoint.max_new is given, but"),
+        (
+            ["--reader=openai", "--base_url=http://127.0.0.1:9", "--config.eval.decode=16"],
+            "config.eval.decode = 16: expected 0 or config.eval.endpoint.max_new (256)",
+        ),
+    ],
+)
+def test_flags_that_the_reader_would_not_look_at_are_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["eval", f"--workdir={trained}", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (trained / "eval").exists() and not (trained / "eval_endpoint").exists()
+
+
 def test_texts_are_as_the_task_writes_them() -> None:
     task = Chain(segments=(4, 4), test_segments=(4, 4), variables=6)
     tokenizer = task.tokenizer()
