@@ -12,7 +12,9 @@ from dataclasses import replace
 
 from experiments.cot_influx_main import METHODS
 from experiments.grid import Setting, Table, chosen, parser_of, settings_of
+from experiments.table_lines import budgets_of
 from experiments.tables import run_table
+from rcp.types import UserError
 
 NAME = "more_candidates"
 ROWS = ("none", "full", "shorter", "random", "bm25", "embedding", "mmr", "perplexity", "cot_influx", "ours", "alone")
@@ -23,15 +25,28 @@ def nested(setting: Setting) -> Setting:
     return replace(setting, name=f"{setting.name}_nested", task={**setting.task, "candidates": "nested"})
 
 
+def x_label(settings: Sequence[Setting]) -> str:
+    """Of the x axis, with the budget that the figure draws: the last, which is the smallest.
+
+    Raises:
+      UserError: there is no budget, or no setting.
+    """
+    budgets = [budget for setting in settings[:1] for budget in budgets_of(setting)]
+    if not budgets:
+        raise UserError("nothing to measure: expected a reader, a data set, --shots and --keep-tokens or --keep-rates")
+    return f"candidates, at {budgets[-1]}{'' if settings[0].keep_tokens else ' of their tokens'}"
+
+
 def main(argv: Sequence[str]) -> int:
     """Measures, writes and prints the table."""
     options = parser_of(NAME, __doc__, shots=(4, 8, 16, 32), keep_tokens=(256,)).parse_args(argv)
+    settings = tuple(nested(setting) for setting in settings_of(options))
     table = Table(
         title="More candidates at the same budget",
         about="Every method keeps the same number of tokens; what grows is what it may choose from.",
-        settings=tuple(nested(setting) for setting in settings_of(options)),
+        settings=settings,
         methods=chosen(METHODS, options.methods or ROWS),
         x="setting",
-        x_label=f"candidates, at {', '.join(map(str, options.keep_tokens[-1:]))} tokens",
+        x_label=x_label(settings),
     )
     return run_table(NAME, table, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.grid import Table
 from experiments.measure import Part
-from experiments.table_lines import Line, metrics_of, order, problems
+from experiments.table_lines import Line, budgets_of, metrics_of, order, problems
 from rcp.evaluate.plots import COLOURS, MARKERS
 
 LABELS = {"nll": "answer NLL, nats a token", "em": "exact match"}
@@ -48,12 +48,14 @@ def write_figure(path: Path, table: Table, parts: Sequence[Part], lines: Sequenc
 
 
 def _curves(axis: Any, table: Table, parts: Sequence[tuple[Part, Sequence[Line]]]) -> None:
-    """A line a method, over tokens kept or settings; of several budgets in one panel the smallest."""
+    """A line a method, over tokens kept or settings; over settings at the smallest budget alone."""
     for method in order([line for _, found in parts for line in found]):
         points = []
         for part, found in parts:
             mine = [line for line in found if line.method == method and line.value is not None]
-            for line in mine[-1:] if table.x == "setting" else mine:
+            if table.x == "setting":
+                mine = [line for line in mine if line.budget == budgets_of(part.setting)[-1]]
+            for line in mine:
                 points.append((part.setting.at if table.x == "setting" else line.tokens_kept, line))
         points = list({x: (x, line) for x, line in points}.values())  # full and none stand at every budget, once here
         if points:
