@@ -12,6 +12,8 @@ from rcp.nn.parameters import TransformerConfig
 
 Cell = Mapping[str, Any]
 FLOOR = "seconds over the floor's"
+OWN_FORMAT = ("llama.cpp",)
+"""Sides that read and multiply in their file's number format: a floor of the cell's dtype is none of theirs."""
 
 
 def of(cell: Cell, side: str, part: str) -> float | None:
@@ -32,6 +34,10 @@ def shown(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def over_floor(name: str, seconds: float | None, floor: float) -> str:
+    return "-" if seconds is None or name in OWN_FORMAT else shown(seconds / floor)
+
+
 def rates_of(cell: Cell) -> list[float]:
     """Keep rates, 1 first."""
     return sorted((float(p.split()[1]) for p in cell["seconds"]["ours"] if p.startswith("decode ")), reverse=True)
@@ -50,7 +56,7 @@ def prefill_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
         row.append(shown(ratio(cell, ("ours", "read"), ("ours", "prefill"))))
         for name in report["others"]:
             theirs = of(cell, name, "prefill")
-            row += ["-" if theirs is None else f"{count / theirs:.0f}", shown(theirs and theirs / floor)]
+            row += ["-" if theirs is None else f"{count / theirs:.0f}", over_floor(name, theirs, floor)]
             row.append(shown(ratio(cell, (name, "prefill"), ("ours", "prefill"))))
         yield row
 
@@ -80,7 +86,7 @@ def decode_rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
             row.append(shown((read + pruned + mine) / whole))
             for name in report["others"]:
                 theirs = of(cell, name, "decode") if full else None
-                row += ["-" if theirs is None else f"{batch * new / theirs:.1f}", shown(theirs and theirs / floor)]
+                row += ["-" if theirs is None else f"{batch * new / theirs:.1f}", over_floor(name, theirs, floor)]
                 row.append(shown(ratio(cell, (name, "decode"), ("ours", f"decode {rate:g}"))))
             yield row
 
@@ -128,12 +134,14 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     bandwidth = statistics.median(m["bandwidth"] for m in machines) / 1e9
     peaks = {name: statistics.median(m["peak"][name] for m in machines) / 1e9 for name in machines[0]["peak"]}
+    own = [name for name in report["others"] if name in OWN_FORMAT]
     lines = [
         f"{'; '.join(said)}. Policy {report['policy']}, {report['new']} tokens decoded, medians of {min(repeats)} to "
         f"{max(repeats)} repeats.",
         f"Measured in the same run: {bandwidth:.1f} GB/s read; "
         + ", ".join(f"{name} products {peak:.0f} GFLOP/s" for name, peak in peaks.items())
-        + ".",
+        + "."
+        + "".join(f" {name} reads its file's own number format, which has no floor here." for name in own),
         "\n## Reading\n\n" + table(prefill_rows(report), 1 + others),
         "\n## Decoding\n\n" + table(decode_rows(report), 3 + others),
     ]
@@ -176,7 +184,7 @@ def figure(path: Path, report: Mapping[str, Any]) -> None:
                 if not seconds:
                     continue
                 line = axis.axhline(count / seconds, color=colour, linestyle=style, label=f"{label}, {cell['dtype']}")
-                if side == "llama.cpp":  # its file's own format, whatever the dtype
+                if side in OWN_FORMAT:  # the same whatever the dtype
                     line.set(color="0.4", label=label)
         axis.set_title(f"{panel[0]} tokens, batch {panel[1]}", fontsize=10, loc="left")
         axis.set_xlabel("share of the cache kept")

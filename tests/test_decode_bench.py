@@ -63,6 +63,16 @@ def test_ratios_are_within_a_repeat_and_seconds_are_held_against_the_floor():
     assert whole[8:11] == ["1.00", "-", "1.00"] and whole[11] == f"{16 / 12:.1f}"
 
 
+def test_a_side_with_a_number_format_of_its_own_has_no_floor():
+    report = report_of(others={"transformers": {}, "llama.cpp": {}})
+    assert "own number format" in markdown(report) and "own number format" not in markdown(report_of())
+    report["cells"][0]["seconds"]["llama.cpp"] = {"prefill": [3.0, 6.0], "decode": [8.0, 16.0]}
+    lines = [line.strip("| ").split(" | ") for line in markdown(report).splitlines() if line.startswith("| float32")]
+    read, whole, _ = lines
+    assert read[-3:] == ["44", "-", "1.50"] and read[-6] == "44" and read[-5] != "-"
+    assert whole[-3:] == [f"{16 / 12:.1f}", "-", "2.00"] and whole[-5] != "-"
+
+
 def test_weights_in_8_bits_have_a_table_of_their_own_where_they_were_measured():
     assert "8 bits" not in markdown(report_of())
     report = report_of()
