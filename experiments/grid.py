@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,36 +132,64 @@ class Table:
     costs: bool = True
 
 
-def parser_of(name: str, about: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that all measured tables share; `defaults` of some of them."""
+UNSET = {"cells": "OUTPUT/cells", "methods": "all", "keep_tokens": "none", "keep_rates": "none"}
+"""What the help says is taken where a flag has no default."""
+
+
+def parser_of(
+    name: str,
+    about: str | None,
+    *,
+    without: Sequence[str] = (),
+    unset: Mapping[str, str] | None = None,
+    **defaults: Any,
+) -> argparse.ArgumentParser:
+    """The flags that measured tables share.
+
+    Args:
+      without: flags that a table does not have, named as in what is parsed. unset: of some, as in `UNSET`.
+      defaults: of some flags.
+    """
     parser = argparse.ArgumentParser(
         prog=f"rcp tables {name}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/tables"), help=f"gets {name}.md, .csv, .tex, .png and cells/")
-    add("--cells", type=Path, help="where finished cells are kept, for all tables (default: OUTPUT/cells)")
-    add("--runs", type=Path, default=Path("runs"), help="folder of the trained runs (default: %(default)s)")
-    add("--examples", type=int, default=320, help="problems a setting (default: %(default)s)")
-    add("--first", type=int, default=0, help="number of the first of them (default: %(default)s)")
-    add("--seeds", type=integers, default=(0,), help="of what draws or is trained, RUN_seed1 (default: 0)")
-    add("--methods", type=words, default=(), help="some of the table's rows, in this order (default: all)")
-    add("--readers", type=words, default=(READER,), help=f"LLMs by name (default: {READER})")
-    add("--datasets", type=words, default=("gsm8k",), help="the problems (default: %(default)s)")
-    add("--shots", type=integers, default=(16,), help="candidate examples a prompt (default: 16)")
-    add("--keep-tokens", type=integers, default=(256, 512), help="budgets in tokens (default: 256,512)")
-    add("--keep-rates", type=numbers, default=(), help="budgets as fractions of the context's tokens")
-    add("--decode", type=int, default=0, help="tokens to decode for exact match; 0: answer NLL alone (default)")
-    add("--split", choices=SPLITS, default="test", help="of the problems; tune on validation (default: %(default)s)")
-    add("--max-answer", type=int, default=384, help="most tokens of a solution (default: %(default)s)")
-    add("--batch-size", type=int, default=8, help="prompts at a time (default: %(default)s)")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the reader (default: %(default)s)")
-    add("--budget-minutes", type=float, help="stop measuring after so long and draw what there is; 0: only draw")
-    add("--bootstrap", type=int, default=2000, help="resamples behind the 95 %% intervals (default: %(default)s)")
-    parser.set_defaults(**defaults)
+
+    def add(flag: str, default: Any, text: str, **settings: Any) -> None:
+        key = flag.removeprefix("--").replace("-", "_")
+        if key in without:
+            return
+        default = listed(defaults.get(key, default))
+        said = "%(default)s" if default not in ("", None) else {**UNSET, **(unset or {})}.get(key)
+        parser.add_argument(flag, default=default, help=f"{text} (default: {said})" if said else text, **settings)
+
+    add("--output", Path("runs/tables"), f"gets {name}.md, .csv, .tex, .png and cells/", type=Path)
+    add("--cells", None, "where finished cells are kept, for all tables", type=Path)
+    add("--runs", Path("runs"), "folder of the trained runs", type=Path)
+    add("--examples", 320, "problems a setting", type=int)
+    add("--first", 0, "number of the first of them", type=int)
+    add("--seeds", (0,), "of what draws or is trained, RUN_seed1", type=integers)
+    add("--methods", (), "some of the table's rows, in this order", type=words)
+    add("--readers", (READER,), "LLMs by name", type=words)
+    add("--datasets", ("gsm8k",), "the problems", type=words)
+    add("--shots", (16,), "candidate examples a prompt", type=integers)
+    add("--keep-tokens", (256, 512), "budgets in tokens", type=integers)
+    add("--keep-rates", (), "budgets as fractions of the context's tokens", type=numbers)
+    add("--decode", 0, "tokens to decode for exact match; 0: answer NLL alone", type=int)
+    add("--split", "test", "of the problems; tune on validation", choices=SPLITS)
+    add("--max-answer", 384, "most tokens of a solution", type=int)
+    add("--batch-size", 8, "prompts at a time", type=int)
+    add("--dtype", "bfloat16", "of the reader", choices=("bfloat16", "float32"))
+    add("--budget-minutes", None, "stop measuring after so long and draw what there is; 0: only draw", type=float)
+    add("--bootstrap", 2000, "resamples behind the 95 %% intervals", type=int)
     return parser
+
+
+def listed(value: Any) -> Any:
+    """A default as it is typed, for its help: argparse reads a default that is text as it reads a flag."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def integers(text: str) -> tuple[int, ...]:

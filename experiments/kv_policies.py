@@ -18,8 +18,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.grid import CacheSetting, Method, Table, chosen, integers, parser_of
-from experiments.ruler import DATASETS, config_of
+from experiments.grid import CacheSetting, Method, Table, chosen, integers, listed, parser_of
+from experiments.ruler import DATASETS, OWN, config_of
 from experiments.tables import run_table
 from rcp.types import UserError
 
@@ -92,14 +92,15 @@ def main(argv: Sequence[str]) -> int:
     from experiments.kv_measure import measure_caches
     from experiments.kv_report import costs, judged, verdicts
 
-    parser = parser_of(NAME, __doc__, datasets=DATASETS, keep_tokens=(), examples=100, batch_size=4)
-    add = parser.add_argument
-    add("--tokens", type=integers, default=(512, 1024, 2048, 4096), help="(default: 512,1024,2048,4096)")
-    add("--question", action="store_true", help="policies see the question")
-    add("--questions", type=int, default=1, help="questions a context, where the task can ask several (default: 1)")
-    add(
-        "--sinks", type=int, default=4, help="first entries that every head keeps, of its budget (default: %(default)s)"
+    unset = {"keep_rates": f"{listed(RATES)}; none with --keep-tokens"}
+    parser = parser_of(
+        NAME, __doc__, without=OWN, unset=unset, datasets=DATASETS, keep_tokens=(), examples=100, batch_size=4
     )
+    add, default = parser.add_argument, " (default: %(default)s)"
+    add("--tokens", type=integers, default="512,1024,2048,4096", help="lengths of prompts" + default)
+    add("--question", action="store_true", help="policies see the question")
+    add("--questions", type=int, default=1, help="questions a context, where the task can ask several" + default)
+    add("--sinks", type=int, default=4, help="first entries that every head keeps, of its budget" + default)
     add("--text", default="", help='a text file, or a folder of *.txt files, for the dataset "text"')
     options = parser.parse_args(argv)
     if "text" in options.datasets and not options.text:

@@ -39,13 +39,13 @@ def x_label(settings: Sequence[Setting]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Measures, writes and prints the table."""
-    options = parser_of(NAME, __doc__, shots=(4, 8, 16, 32), keep_tokens=(256,)).parse_args(argv)
+    options = parser_of(NAME, __doc__, shots=(4, 8, 16, 32), keep_tokens=(256,), methods=ROWS).parse_args(argv)
     settings = tuple(nested(setting) for setting in settings_of(options))
     table = Table(
         title="More candidates at the same budget",
         about="Every method keeps the same number of tokens; what grows is what it may choose from.",
         settings=settings,
-        methods=chosen(METHODS, options.methods or ROWS),
+        methods=chosen(METHODS, options.methods),
         x="setting",
         x_label=x_label(settings),
     )

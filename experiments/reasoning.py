@@ -100,7 +100,10 @@ def by_family(parts: Sequence[Part]) -> str:
 
 def options_of(argv: Sequence[str]) -> argparse.Namespace:
     """The table's flags; without --keep-tokens the budgets are those of the config's evaluation."""
-    return parser_of(NAME, __doc__, keep_tokens=(), shots=(64,), batch_size=16).parse_args(argv)
+    own = ("readers", "datasets", "keep_rates", "max_answer")  # the config's
+    unset = {"keep_tokens": "those of the config's evaluation"}
+    parser = parser_of(NAME, __doc__, without=own, unset=unset, keep_tokens=(), shots=(64,), batch_size=16)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:

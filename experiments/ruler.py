@@ -23,6 +23,8 @@ from rcp.types import UserError
 NAME = "ruler"
 FILE = Path(__file__).resolve().parent.parent / "configs" / "ruler.py"
 DATASETS = ("single", "multikey", "multivalue", "multiquery", "passkey", "tracking", "words", "documents")
+OWN = ("shots", "max_answer")
+"""Flags of other tables: what these are here, the config of a task says."""
 METHODS = (
     Method("none", "none", about="the question alone"),
     Method("full", "full", about="the whole context, whatever the budget"),
@@ -80,8 +82,9 @@ def setting_of(options: argparse.Namespace, reader: str, task: str, tokens: int)
 
 def main(argv: Sequence[str]) -> int:
     """Measures, writes and prints the table."""
-    parser = parser_of(NAME, __doc__, datasets=DATASETS, keep_tokens=(), examples=100)
-    parser.add_argument("--tokens", type=integers, default=(512, 1024), help="lengths of prompts (default: 512,1024)")
+    unset = {"keep_rates": "those of configs/ruler.py; none with --keep-tokens"}
+    parser = parser_of(NAME, __doc__, without=OWN, unset=unset, datasets=DATASETS, keep_tokens=(), examples=100)
+    parser.add_argument("--tokens", type=integers, default="512,1024", help="lengths of prompts (default: %(default)s)")
     parser.add_argument("--text", default="", help='a text file, or a folder of *.txt files, for the dataset "text"')
     options = parser.parse_args(argv)
     if "text" in options.datasets and not options.text:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import more_candidates, table_figure
+from experiments import kv_policies, more_candidates, reasoning, ruler, table_figure
 from experiments.grid import Table, parser_of, settings_of
 from experiments.measure import Part
 from experiments.table_lines import Line
@@ -32,3 +34,28 @@ def test_over_candidates_the_figure_draws_the_budget_that_it_names(flags: list[s
     assert drawn.get_label() == "bm25" and drawn.lines[0].get_ydata().tolist() == [4.0, 8.0]
     with pytest.raises(UserError, match="nothing to measure"):
         more_candidates.x_label(settings_of(parser_of("mine", "", keep_tokens=()).parse_args([])))
+
+
+@pytest.mark.parametrize(
+    ("table", "flags"),
+    [
+        (reasoning, ["--readers=a", "--datasets=svamp", "--keep-rates=.5", "--max-answer=9"]),
+        (ruler, ["--shots=4", "--max-answer=9"]),
+        (kv_policies, ["--shots=4", "--max-answer=9"]),
+    ],
+)
+def test_a_table_refuses_the_flags_that_it_would_not_heed(table: ModuleType, flags: list[str], capsys) -> None:
+    for flag in flags:
+        with pytest.raises(SystemExit, match="2"):
+            table.main([flag, "--budget-minutes=0"])
+        assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
+def test_the_help_says_the_defaults_that_are_taken() -> None:
+    parser = parser_of("mine", "", unset={"methods": "some"}, shots=(4, 8), keep_tokens=(), keep_rates=(0.5,))
+    text, options = " ".join(parser.format_help().split()), parser.parse_args([])
+    assert "a prompt (default: 4,8)" in text and "tokens (default: none)" in text and "(default: 0.5)" in text
+    assert "this order (default: some)" in text and "are kept, for all tables (default: OUTPUT/cells)" in text
+    assert (options.shots, options.keep_tokens, options.keep_rates) == ((4, 8), (), (0.5,))
+    assert (options.seeds, options.datasets, options.methods) == ((0,), ("gsm8k",), ())
+    assert parser.parse_args(["--shots=2", "--keep-rates="]).shots == (2,) and options.budget_minutes is None
