@@ -12,6 +12,8 @@ import numpy as np
 from experiments.cell_lines import Cell, newest
 
 COLUMNS = {
+    "model": "model",
+    "max_new": "most tokens",
     "dtype": "dtype",
     "batch": "batch",
     "policy": "drafts behind",
@@ -28,6 +30,8 @@ COLUMNS = {
     "cpu_ratio": "ratio of CPU s",
 }
 KEYS = ("model", "dtype", "batch", "max_new", "policy", "keep", "gamma")
+VARIED = ("model", "max_new")
+"""Of the keys those that are shown only where rows differ in them."""
 
 
 def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str, Any]]:
@@ -64,8 +68,14 @@ def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str,
     return rows
 
 
+def varied(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Those of `VARIED` in which rows differ."""
+    return [key for key in VARIED if len({row[key] for row in rows}) > 1]
+
+
 def lines(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """A Markdown table."""
+    """A Markdown table; of `VARIED` it has the columns in which rows differ."""
+    columns = [name for name in columns if name not in VARIED or name in varied(rows)]
 
     def shown(name: str, value: Any) -> str:
         if value is None:
@@ -86,7 +96,7 @@ def write_report(cells: Sequence[Cell], output: Path) -> str:
     rows = summary(cells)
     by_task = summary(cells, ("task", "tokens", *KEYS))
     text = "## All prompts\n\n" + lines(rows, list(COLUMNS))
-    columns = ["task", "tokens", "dtype", "batch", "policy", "keep", "gamma", "n", "new", "identical"]
+    columns = ["task", "tokens", *VARIED, "dtype", "batch", "policy", "keep", "gamma", "n", "new", "identical"]
     text += "\n## By task\n\n" + lines(by_task, [*columns, "acceptance", "a_block", "ratio", "cpu_ratio"])
     (output / "lossless.md").write_text(text, encoding="utf-8")
     (output / "lossless.json").write_text(json.dumps({"all": rows, "by_task": by_task}, indent=1), encoding="utf-8")
@@ -95,16 +105,21 @@ def write_report(cells: Sequence[Cell], output: Path) -> str:
     return text
 
 
+def _curve(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("dtype", "batch", "policy", "gamma", *VARIED))
+
+
 def _figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = fig.subplots(1, 2)
-    names = list(dict.fromkeys((r["dtype"], r["batch"], r["policy"], r["gamma"]) for r in rows))
+    names = list(dict.fromkeys(map(_curve, rows)))
     for number, name in enumerate(names):
-        own = [r for r in rows if (r["dtype"], r["batch"], r["policy"], r["gamma"]) == name]
+        own = [r for r in rows if _curve(r) == name]
         label = f"{name[2]}, gamma {name[3]}, {name[0]}, batch {name[1]}"
+        label += "".join(f", {COLUMNS[key]} {own[0][key]}" for key in varied(rows))
         style = {"marker": "osDv^x*P"[number % 8], "label": label}
         left.plot([r["keep"] for r in own], [r["acceptance"] for r in own], **style)
         right.plot([r["keep"] for r in own], [r["ratio"][0] for r in own], **style)

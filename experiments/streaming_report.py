@@ -17,22 +17,33 @@ STARTS = (0, 4096, 8192, 16384)
 """Where the columns of perplexity begin, in tokens; each ends where the next begins, the last with the text."""
 
 
-def name_of(cell: Cell) -> str:
-    """What was varied, in words."""
-    i = cell["identity"]
-    text = f", {Path(i['text']).name}" if i["text"] else ""
-    work = ", decoded" if i.get("decode") else ""
-    return (
-        f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions, {i['size']} entries, {i['dtype']}{text}{work}"
-    )
+ALWAYS = ("policy", "sinks", "positions", "size", "dtype", "text", "decode", "length")
+"""What a row says of every cell, the length in a column; of the identity's other keys those in which cells differ."""
+
+
+def names_of(cells: Sequence[Cell]) -> list[str]:
+    """What was varied, in words; of each cell."""
+    identities = [cell["identity"] for cell in cells]
+    keys = [key for key in dict.fromkeys(key for i in identities for key in i) if key not in ALWAYS]
+    varied = [key for key in keys if len({json.dumps(i.get(key)) for i in identities}) > 1]
+    texts = {i["text"] for i in identities}
+    alike = len({Path(text).name for text in texts}) < len(texts)
+    names = []
+    for i in identities:
+        text = f", {i['text'] if alike else Path(i['text']).name}" if i["text"] else ""
+        work = ", decoded" if i.get("decode") else ""
+        base = f"{i['policy']}, {i['sinks']} sinks, {i['positions']} positions, {i['size']} entries, {i['dtype']}"
+        names.append(base + text + work + "".join(f", {key} {i.get(key)}" for key in varied))
+    return names
 
 
 def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """A row a cell. Seconds are medians over spans of `SPAN` tokens, of the text's first quarter and of its last."""
     rows = []
-    for cell in sorted(cells, key=lambda cell: (name_of(cell), cell["identity"]["length"])):
+    named = zip(names_of(cells), cells, strict=True)
+    for name, cell in sorted(named, key=lambda pair: (pair[0], pair[1]["identity"]["length"])):
         quarter = max(1, len(cell["cpu"]) // 4)
-        row: dict[str, Any] = {"cache": name_of(cell), "tokens": cell["identity"]["length"]}
+        row: dict[str, Any] = {"cache": name, "tokens": cell["identity"]["length"]}
         row |= {key: _mb(cell[key]) for key in ("resident_peak", "resident_before", "process_peak")}
         row["program_mb"] = _mb(cell["program"]["temp_size_in_bytes"])
         for kind in ("seconds", "cpu"):
@@ -100,13 +111,14 @@ def _figure(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], path: Path) -
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
+    named = list(zip(names_of(cells), cells, strict=True))
     fig = Figure(figsize=(14, 3.8), layout="constrained")
     memory, cost, perplexity = fig.subplots(1, 3)
     for number, cache in enumerate(dict.fromkeys(row["cache"] for row in rows)):
         style = {"color": f"C{number}", "label": cache}
         own = [row for row in rows if row["cache"] == cache]
         memory.plot([row["tokens"] for row in own], [row["resident_peak"] for row in own], marker="o", **style)
-        longest = max((c for c in cells if name_of(c) == cache), key=lambda c: c["identity"]["length"])
+        longest = max((cell for name, cell in named if name == cache), key=lambda c: c["identity"]["length"])
         read = SPAN * (1 + np.arange(len(longest["cpu"])))
         cost.plot(read, longest["cpu"], **style)
         if not longest["nll"]:

@@ -60,19 +60,31 @@ def test_the_margin_is_that_of_the_two_tokens_that_differ():
     assert lossless.margins(model, read, [question] * 2, [ids, ids], [ids, ids]) == []
 
 
-def test_summaries_are_over_prompts():
-    def cell(accepted, seconds):
-        kinds = {"wall": seconds, "cpu": seconds}
-        counts = {"drafted": [4, 8], "accepted": accepted, "blocks": [1, 2], "new": [4, 7], "kept": 1, "entries": 4}
-        identity = dict.fromkeys(lossless_report.KEYS, 1)
-        greedy = {"wall": 2.0, "cpu": 1.0}
-        agree = {"identical": [True, accepted[1] > 3], "margin": [] if accepted[1] > 3 else [0.01]}
-        return {"identity": identity, **counts, **agree, "seconds": {"greedy": greedy, "lossless": kinds}}
+def lossless_cell(accepted, seconds, **identity):
+    """Of two prompts."""
+    kinds = {"wall": seconds, "cpu": seconds}
+    counts = {"drafted": [4, 8], "accepted": accepted, "blocks": [1, 2], "new": [4, 7], "kept": 1, "entries": 4}
+    identity = {**dict.fromkeys((*lossless_report.KEYS, "task", "tokens", "number", "rows"), 1), **identity}
+    greedy = {"wall": 2.0, "cpu": 1.0}
+    agree = {"identical": [True, accepted[1] > 3], "margin": [] if accepted[1] > 3 else [0.01]}
+    return {"identity": identity, **counts, **agree, "seconds": {"greedy": greedy, "lossless": kinds}}
 
-    (row,) = lossless_report.summary([cell([2, 4], 1.0), cell([3, 3], 3.0)])
+
+def test_summaries_are_over_prompts():
+    (row,) = lossless_report.summary([lossless_cell([2, 4], 1.0), lossless_cell([3, 3], 3.0)])
     assert (row["n"], row["identical"], row["margin"], row["acceptance"]) == (4, 3, 0.01, 12 / 24)
     assert row["a_block"] == (22 - 4) / 6 and row["ratio"] == [1.0, 0.5, 1.5] and row["cpu_ratio"] == 2.0
     assert (row["greedy"], row["lossless"]) == (1.0, 1.0)
+
+
+def test_rows_of_lossless_decoding_are_told_apart(tmp_path):
+    same, longer = lossless_cell([2, 4], 1.0), lossless_cell([2, 4], 1.0, max_new=64)
+    for cells, many in (([same], False), ([same, longer], True)):
+        text = lossless_report.write_report(cells, tmp_path)
+        heads = [line for line in text.splitlines() if "| identical |" in line]
+        assert len(heads) == 2 and all(
+            ("| most tokens |" in head) == many and "| model |" not in head for head in heads
+        )
 
 
 def test_a_stream_that_holds_all_gives_the_texts_own_likelihood():
@@ -116,6 +128,20 @@ def test_streaming_is_measured_in_children_and_drawn(folder, tmp_path, monkeypat
     assert f"{cache}, decoded | 2,048" in (tmp_path / "streaming.md").read_text()
     assert streaming.main([*flags, "--lengths=4096"]) == 2 and "ended with 2" in capsys.readouterr().err
     assert streaming.main([*flags, "--lengths=100"]) == 2 and "multiples of 1024" in capsys.readouterr().err
+
+
+def test_streams_are_named_by_all_that_differs(tmp_path):
+    identity = {"policy": "h2o", "positions": "repacked", "sinks": 4, "size": 9, "chunk": 256, "model": "m"}
+    identity |= {"dtype": "float32", "text": "/a/text.txt", "length": 1024}
+    base = "h2o, 4 sinks, repacked positions, 9 entries, float32"
+
+    def names(*changes):
+        return streaming_report.names_of([{"identity": identity | change} for change in changes])
+
+    assert names({}, {"length": 2048}) == [f"{base}, text.txt"] * 2
+    assert names({}, {"chunk": 64}) == [f"{base}, text.txt, chunk 256", f"{base}, text.txt, chunk 64"]
+    assert names({}, {"model": "n", "decode": True})[1] == f"{base}, text.txt, decoded, model n"
+    assert names({}, {"text": "/b/text.txt"})[1] == f"{base}, /b/text.txt"
 
 
 def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path, monkeypatch, capsys):
