@@ -9,7 +9,7 @@ and the settings run in turn on it, compiled before. What is measured goes into 
 setting, and is not measured again; --minutes=0 only draws. Where an output differs from greedy decoding, `margin` is
 how far apart the logits of the two tokens are at the first place that differs, by a third program that reads all up to
 there at once: below 0 it sides with the lossless output. Seconds are of decoding, the question's reading included, for
-a whole batch; "cpu" those of all cores together.
+a whole batch; "cpu" those of all cores together. "pruning" is timed apart and in neither.
 """
 
 from __future__ import annotations

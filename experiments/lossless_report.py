@@ -26,9 +26,14 @@ COLUMNS = {
     "a_block": "tokens a verification",
     "greedy": "s greedy",
     "lossless": "s lossless",
+    "pruning": "s pruning",
     "ratio": "ratio [least, most]",
     "cpu_ratio": "ratio of CPU s",
 }
+LEGEND = (
+    "Seconds are means a prompt. s pruning: from the context as read to the pruned one that drafts; once a context, "
+    "and neither in s lossless nor in the ratios."
+)
 KEYS = ("model", "dtype", "batch", "max_new", "policy", "keep", "gamma")
 VARIED = ("model", "max_new")
 """Of the keys those that are shown only where rows differ in them."""
@@ -37,7 +42,8 @@ VARIED = ("model", "max_new")
 def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str, Any]]:
     """A row for each value of the keys: counts and sums over the prompts; seconds are means a prompt.
 
-    `ratio`: seconds of lossless over greedy decoding, the median over batches, with the least and the most.
+    `ratio`: seconds of lossless over greedy decoding, the median over batches, with the least and the most. `pruning`
+    is in neither.
     """
     rows = []
     for values in sorted({tuple(cell["identity"][key] for key in keys) for cell in cells}):
@@ -61,6 +67,7 @@ def summary(cells: Sequence[Cell], keys: Sequence[str] = KEYS) -> list[dict[str,
                 "kept": sum(cell["kept"] for cell in own) / sum(cell["entries"] for cell in own),
                 "greedy": float(seconds["wall"]["greedy"].sum()) / count,
                 "lossless": float(seconds["wall"]["lossless"].sum()) / count,
+                "pruning": sum(cell["seconds"]["pruning"] for cell in own) / count,
                 "ratio": [float(f(ratios)) for f in (np.median, np.min, np.max)],
                 "cpu_ratio": float(np.median(seconds["cpu"]["lossless"] / seconds["cpu"]["greedy"])),
             }
@@ -92,12 +99,14 @@ def lines(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def write_report(cells: Sequence[Cell], output: Path) -> str:
     """Writes lossless.md, .json and .png; returns the Markdown."""
-    cells = newest(cells, "eviction", "text", "rows")  # of each batch by its number
+    most_last = sorted(cells, key=lambda cell: cell["identity"]["rows"])
+    cells = newest(most_last, "eviction", "text", "rows")  # of each batch by its number, the newest of the most rows
     rows = summary(cells)
     by_task = summary(cells, ("task", "tokens", *KEYS))
     text = "## All prompts\n\n" + lines(rows, list(COLUMNS))
     columns = ["task", "tokens", *VARIED, "dtype", "batch", "policy", "keep", "gamma", "n", "new", "identical"]
     text += "\n## By task\n\n" + lines(by_task, [*columns, "acceptance", "a_block", "ratio", "cpu_ratio"])
+    text += f"\n{LEGEND}\n"
     (output / "lossless.md").write_text(text, encoding="utf-8")
     (output / "lossless.json").write_text(json.dumps({"all": rows, "by_task": by_task}, indent=1), encoding="utf-8")
     if rows:

@@ -67,14 +67,14 @@ def lossless_cell(accepted, seconds, **identity):
     identity = {**dict.fromkeys((*lossless_report.KEYS, "task", "tokens", "number", "rows"), 1), **identity}
     greedy = {"wall": 2.0, "cpu": 1.0}
     agree = {"identical": [True, accepted[1] > 3], "margin": [] if accepted[1] > 3 else [0.01]}
-    return {"identity": identity, **counts, **agree, "seconds": {"greedy": greedy, "lossless": kinds}}
+    return {"identity": identity, **counts, **agree, "seconds": {"greedy": greedy, "lossless": kinds, "pruning": 0.5}}
 
 
 def test_summaries_are_over_prompts():
     (row,) = lossless_report.summary([lossless_cell([2, 4], 1.0), lossless_cell([3, 3], 3.0)])
     assert (row["n"], row["identical"], row["margin"], row["acceptance"]) == (4, 3, 0.01, 12 / 24)
     assert row["a_block"] == (22 - 4) / 6 and row["ratio"] == [1.0, 0.5, 1.5] and row["cpu_ratio"] == 2.0
-    assert (row["greedy"], row["lossless"]) == (1.0, 1.0)
+    assert (row["greedy"], row["lossless"], row["pruning"]) == (1.0, 1.0, 0.25)
 
 
 def test_rows_of_lossless_decoding_are_told_apart(tmp_path):
@@ -85,6 +85,18 @@ def test_rows_of_lossless_decoding_are_told_apart(tmp_path):
         assert len(heads) == 2 and all(
             ("| most tokens |" in head) == many and "| model |" not in head for head in heads
         )
+
+
+def test_a_batch_of_fewer_rows_takes_no_larger_ones_place(tmp_path):
+    cells = [
+        lossless_cell([2, 4], 1.0, rows=2, text="old"),
+        lossless_cell([3, 4], 1.0, rows=2, text="new"),
+        lossless_cell([0, 0], 1.0, rows=1, text="few"),
+        lossless_cell([1, 4], 1.0, number=2, rows=1, text="few"),
+    ]
+    lossless_report.write_report(cells, tmp_path)
+    (row,) = json.loads((tmp_path / "lossless.json").read_text())["all"]
+    assert row["acceptance"] == pytest.approx((3 + 4 + 1 + 4) / 24)
 
 
 def test_a_stream_that_holds_all_gives_the_texts_own_likelihood():
