@@ -165,3 +165,19 @@ def test_ratios_are_of_the_same_part(no_data):
     batches = bench_prune.batches_of(long_prompts(Letters(), 3, 120), Letters(), 2)
     assert [len(batch.tokens) for batch in batches] == [2, 1]
     assert {batch.tokens.shape[1] for batch in batches} == {120} and not any((b.role == 4).any() for b in batches)
+
+
+def test_the_original_is_timed_in_its_own_dtype_and_judged_like_for_like(capsys):
+    assert bench_prune.parsed([]).dtype == "bfloat16" and bench_prune.parsed(["--dtype=float32"]).dtype == "float32"
+    assert bench_prune.parsed(["--python=p"]).dtype == "float32"
+    assert bench_prune.main(["--python=p", "--dtype=bfloat16"]) == 2
+    assert "bench_prune: --dtype=bfloat16: with --python expected float32" in capsys.readouterr().err
+    names = [bench_prune.PREFILL, bench_prune.ALONE, *bench_prune.LAYERS, bench_prune.TEXT, bench_prune.THEIRS]
+    seconds = {name: [1.0] for name in names} | {bench_prune.THEIRS: [5.0], bench_prune.ORIGINAL: [2.0]}
+    found = {name: ratio for name, ratio, _ in bench_prune.verdicts(bench_prune.report(seconds))}
+    assert found["stand-alone, text to text over llmlingua, the original, text to text"] == 0.5
+    assert found["stand-alone over llmlingua, the original, text to text"] == 0.5
+    del seconds[bench_prune.ORIGINAL]
+    found = {name: ratio for name, ratio, _ in bench_prune.verdicts(bench_prune.report(seconds))}
+    assert found["stand-alone over llmlingua"] == 0.2 and not any("text to text" in name for name in found)
+    assert bench_prune.main(["--model=absent", "--batch=1"]) == 2 and "bench_prune: " in capsys.readouterr().err
