@@ -41,6 +41,8 @@ from rcp.pretrained.load import locate
 from rcp.train.parallel import use_compile_cache
 from rcp.types import UserError
 
+TIMED = sorted(name for name, p in POLICIES.items() if not (p.draws or p().needs.reconstruction))
+"""Policies that neither draw nor read the prompt twice: `Ours` gives no keys, and knows no second reading."""
 FILE = "bench_decode.json"
 LEAST = 2  # repeats of a setting, however long they take
 EXTRA = 256  # prompts are made so many tokens longer and then cut to one length: their questions are left out
@@ -92,7 +94,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=integers, default=(1, 8))
     parser.add_argument("--keep-rates", type=numbers, default=(0.5, 0.25, 0.125))
     parser.add_argument("--dtypes", type=words, default=("float32", "bfloat16"))
-    parser.add_argument("--policy", choices=sorted(POLICIES), default="snapkv")
+    parser.add_argument("--policy", choices=TIMED, default="snapkv")
     parser.add_argument("--new", type=int, default=32, help="tokens decoded")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60, help="after so many a setting is not repeated again")

@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--methods: {unknown[0]!r} cannot read a stream; expected some of {','.join(known)}")
     if options.tokens % options.chunk or options.tokens < 2:
         raise UserError(f"--tokens={options.tokens}: expected a multiple of --chunk, {options.chunk}")
+    if min(options.sizes, default=SINKS) < SINKS:
+        raise UserError(f"--sizes={min(options.sizes)}: expected at least {SINKS}, the sinks that every head keeps")
     use_compile_cache()
     kept = options.output / "cells" / f"{NAME}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)

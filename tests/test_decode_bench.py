@@ -9,6 +9,7 @@ import pytest
 from experiments import bench_decode
 from experiments.decode_report import markdown, ratio
 from experiments.machine import Machine, decoding, reading
+from rcp.eviction import POLICIES
 from rcp.nn.parameters import TransformerConfig
 from rcp.types import UserError
 
@@ -94,3 +95,11 @@ def test_settings_of_an_earlier_run_stay_if_it_was_of_the_same_kind(tmp_path):
     assert bench_decode.with_cell([kept, other], again) == [other, again]
     with pytest.raises(UserError, match="another new and others"):
         bench_decode.earlier_cells(tmp_path, report_of(new=16, others={}))
+
+
+def test_policies_that_cannot_be_timed_are_refused(capsys):
+    for policy in ("random", "kvzip"):
+        with pytest.raises(SystemExit, match="2"):
+            bench_decode.parse([f"--policy={policy}"])
+        assert f"invalid choice: '{policy}'" in capsys.readouterr().err
+    assert set(bench_decode.TIMED) == set(POLICIES) - {"random", "kvzip"}

@@ -65,6 +65,8 @@ def test_what_makes_no_sense_is_refused(runs, tmp_path):
         dynamic_pruning.main([*flags, "--methods=kvzip"])
     with pytest.raises(UserError, match="expected a multiple of --chunk, 16"):
         dynamic_pruning.main([*flags, "--tokens=40"])
+    with pytest.raises(UserError, match="--sizes=2: expected at least 4"):
+        dynamic_pruning.main([*flags, "--sizes=16,2", "--minutes=0"])
     with pytest.raises(UserError, match="--windows=999: the test split has"):
         dynamic_pruning.main([*flags, "--windows=999", f"--tokens={TOKENS}"])
     with pytest.raises(UserError, match="holds no run"):
