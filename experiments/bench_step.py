@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ from rcp.nn.pruner import Scores
 from rcp.train.build import Build, build
 from rcp.train.parallel import use_compile_cache
 from rcp.train.table import TABLES
-from rcp.types import Batch
+from rcp.types import Batch, UserError
 
 TARGET = 1.25
 DRAWING = {"ppo", "reinforce"}
@@ -76,19 +77,17 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
     return seconds
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints both times and their ratio; exit code 1 where it misses the target."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/facts.py")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="write the numbers as JSON")
-    arguments = parser.parse_args(argv)
-    use_compile_cache()
-    config = load_config(arguments.config, [])
+def timed(path: str, repeats: int) -> tuple[Config, dict[str, list[float]]]:
+    """The config, and the seconds of a step's frozen-model work and of the whole step.
+
+    Raises:
+      UserError: the config has no frozen pretrained model, or draws no masks.
+    """
+    config = load_config(path, [])
     if config.model.name == "scratch" or config.model.train != "frozen":
-        raise SystemExit(f"{arguments.config} has no frozen pretrained model to compare with")
+        raise UserError(f"{path} has no frozen pretrained model to compare with")
     if not DRAWING & set(config.objectives):
-        raise SystemExit(f"{arguments.config} draws no masks: expected one of {', '.join(sorted(DRAWING))}")
+        raise UserError(f"{path} draws no masks: expected one of {', '.join(sorted(DRAWING))}")
     built = build(config)
     stage = built.stages[-1]
     tables = {s.name: s.init_state(None).params[s.name] for s in built.stages if s.name in TABLES}
@@ -97,7 +96,22 @@ def main(argv: list[str] | None = None) -> int:
     step = jax.jit(lambda s, f, b: stage.step(s, f, b, axis_name=None))
     work, prompts = frozen_work(built), draw(config, batch, built.pruned_lengths(batch.tokens.shape[1])[0])
     runs = {"frozen model": lambda: work(frozen, batch, prompts), "whole step": lambda: step(state, frozen, batch)}
-    seconds = measure(runs, arguments.repeats)
+    return config, measure(runs, repeats)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints both times and their ratio; exit code 1 where it misses the target, 2 where there is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/facts.py")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="write the numbers as JSON")
+    arguments = parser.parse_args(argv)
+    use_compile_cache()
+    try:
+        config, seconds = timed(arguments.config, arguments.repeats)
+    except UserError as error:
+        print(f"bench_step: {error}", file=sys.stderr)
+        return 2
     ratio = statistics.median(a / b for a, b in zip(seconds["whole step"], seconds["frozen model"], strict=True))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in median.items():

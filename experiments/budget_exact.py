@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.grid import numbers
 from experiments.prompts import long_prompts
 from rcp.data.tasks.word_problems import Gsm8k
 from rcp.infer.prompt import PromptPruner, PrunedPrompt
@@ -67,7 +69,7 @@ def summary(pruned: list[PrunedPrompt], tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def measure(prompts: int, rates: list[float], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def measure(prompts: int, rates: Sequence[float], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """One row for each scorer, granularity and keep rate."""
     try:
         examples = list(Gsm8k(shots=8).examples("train", prompts))
@@ -98,14 +100,19 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prints the table; exit code 1 where a prompt has not the tokens asked for, 2 where nothing can be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--rates", default="0.75,0.5,0.25,0.1", help="keep rates, separated by commas")
+    parser.add_argument("--rates", type=numbers, default="0.75,0.5,0.25,0.1", help="keep rates, separated by commas")
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args(argv)
-    tokenizer = gguf.read_tokenizer(gguf.GGUF(locate("smollm2-135m-instruct")))
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    rows = measure(arguments.prompts, [float(rate) for rate in arguments.rates.split(",")], tokenizer)
+    try:
+        tokenizer = gguf.read_tokenizer(gguf.GGUF(locate("smollm2-135m-instruct")))
+        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        rows = measure(arguments.prompts, arguments.rates, tokenizer)
+    except UserError as error:
+        print(f"budget_exact: {error}", file=sys.stderr)
+        return 2
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     total = sum(row["prompts"] for row in rows)

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from experiments.estimators_problem import Problem, Truth, enumerated, reward
 from experiments.estimators_report import write_report
 from experiments.estimators_task import task_rows
+from experiments.grid import integers, numbers
 from experiments.json_cell import cell
 from rcp import sampling
 from rcp.sampling import ESTIMATORS
@@ -158,14 +159,6 @@ def grid(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def integers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and writes the report; exit code 2 where the arguments make no sense."""
     parser = argparse.ArgumentParser(
@@ -175,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, default=Path("runs/estimators"), help="folder of the cells and the report")
     add("--samples", type=int, default=16, help="draws of one estimate (default %(default)s)")
     add("--repeats", type=int, default=5000, help="independent estimates, small problem (default %(default)s)")
-    add("--seeds", type=integers, default=[0, 1, 2], help="of the small problem; the large has the first (0,1,2)")
+    add("--seeds", type=integers, default=(0, 1, 2), help="of the small problem; the large has the first (0,1,2)")
     add("--tokens", type=int, default=10, help="tokens of the small problem (default %(default)s)")
     add("--keep", type=int, default=3, help="how many of them are kept (default %(default)s)")
     add(
@@ -184,14 +177,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--large-keep", type=int, default=64, help="how many of them are kept (default %(default)s)")
     add("--large-repeats", type=int, default=2000, help="independent estimates, large problem (default %(default)s)")
     add("--reference-draws", type=int, default=1_000_000, help="draws of its reference gradients (default %(default)s)")
-    add("--temperatures", type=numbers, default=[0.1, 0.5, 1.0], help="of the relaxations (default 0.1,0.5,1)")
-    add("--steps", type=numbers, default=[0.1, 1.0], help="of I-MLE (default 0.1,1)")
+    add("--temperatures", type=numbers, default=(0.1, 0.5, 1.0), help="of the relaxations (default 0.1,0.5,1)")
+    add("--steps", type=numbers, default=(0.1, 1.0), help="of I-MLE (default 0.1,1)")
     add("--task-config", default="configs/chain.py:rl", help='of the end task; "": without it (default: %(default)s)')
     add("--task-steps", type=int, default=160, help="training steps of the end task (default %(default)s)")
     add("--task-samples", type=int, default=8, help="draws of one estimate there (default %(default)s)")
-    add("--task-seeds", type=integers, default=[0, 1], help="of the draws and the order of examples there (0,1)")
-    add("--task-temperatures", type=numbers, default=[0.5], help="of the relaxations there (default 0.5)")
-    add("--task-steps-imle", type=numbers, default=[1.0], help="of I-MLE there (default 1)")
+    add("--task-seeds", type=integers, default=(0, 1), help="of the draws and the order of examples there (0,1)")
+    add("--task-temperatures", type=numbers, default=(0.5,), help="of the relaxations there (default 0.5)")
+    add("--task-steps-imle", type=numbers, default=(1.0,), help="of I-MLE there (default 1)")
     add("--timings", type=int, default=20, help="timed calls; the fastest counts (default %(default)s)")
     arguments = parser.parse_args(argv)
     try:
@@ -210,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises UserError for arguments with which there is nothing to measure."""
+    if not arguments.seeds:
+        raise UserError("--seeds: expected one at least")
     for tokens, keep, flag in (
         (arguments.tokens, arguments.keep, "keep"),
         (arguments.large_tokens, arguments.large_keep, "large-keep"),
@@ -224,7 +219,8 @@ def check(arguments: argparse.Namespace) -> None:
     for name, bound in least.items():
         if getattr(arguments, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} must be at least {bound}")
-    if min([*arguments.temperatures, *arguments.steps, *arguments.task_temperatures, *arguments.task_steps_imle]) <= 0:
+    scales = (arguments.temperatures, arguments.steps, arguments.task_temperatures, arguments.task_steps_imle)
+    if any(value <= 0 for values in scales for value in values):
         raise UserError("temperatures and steps of I-MLE must be positive")
     if arguments.task_config and (arguments.task_steps < 1 or arguments.task_samples < 2):
         raise UserError("--task-steps must be at least 1 and --task-samples at least 2")

@@ -37,6 +37,7 @@ from rcp.train.eviction_step import answer_exact, answer_nll, answer_places, rea
 from rcp.train.parallel import use_compile_cache
 from rcp.train.trace_pipeline import TraceBatch, padded_trace, stack
 from rcp.train.traces import Traces
+from rcp.types import UserError
 
 WIDTHS = 16
 """Question and answer are padded to a multiple of this."""
@@ -185,10 +186,16 @@ def print_table(title: str, rows: list[Row], rates: tuple[float, ...], results: 
         print(f"| {row.name} | {' | '.join(cell(number * len(rates) + i) for i in range(len(rates)))} |")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Prints the tables; exit code 2 where there is nothing to look at."""
     use_compile_cache()
-    measure(parsed(argv))
+    try:
+        measure(parsed(argv))
+    except UserError as error:
+        print(f"eviction_look: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

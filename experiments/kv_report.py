@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.grid import Setting, Table
+from experiments.grid import Table
 from experiments.measure import Column, Part, Row
 from experiments.table_lines import Line, lines_of
 from rcp.evaluate.tables import Grid, markdown_lines
@@ -134,13 +134,9 @@ def costs(table: Table, parts: Sequence[Part]) -> str:
         lines = [(method, *(_cost(own[b]) if b in own else "" for b in budgets)) for method, own in by.items()]
         if lines:
             entries = max(line.context_tokens or 0.0 for line in found)
-            title = f"entries asked / kept of {entries:.0f}, prune + read seconds, MB: {_where(part.setting)}"
+            title = f"entries asked / kept of {entries:.0f}, prune + read seconds, MB: {part.setting.heading}"
             out += markdown_lines(Grid(title, ("method", *(f"@ {b}" for b in budgets)), tuple(lines)), table.ours)
     return "\n".join([*out, LEGEND, ""]) if out else ""
-
-
-def _where(setting: Setting) -> str:
-    return setting.heading
 
 
 def _cost(line: Line) -> str:

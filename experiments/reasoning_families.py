@@ -172,7 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--families", type=words, default=tuple(OPTIONS), help="(default: those of OPTIONS)")
     add("--shots", type=integers, default=SHOTS, help="numbers of worked examples, ascending (default: 0,4,8,16)")
-    add("--lengths", type=integers, default=LENGTHS, help="static lengths, ascending; longer prompts are left out")
+    add(
+        "--lengths",
+        type=integers,
+        default=LENGTHS,
+        help="static lengths, ascending; a family with a longer prompt is left out",
+    )
     add("--questions", type=int, default=48, help="a family (default: %(default)s)")
     add("--model", default="smollm2-135m-instruct", help="(default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: %(default)s)")

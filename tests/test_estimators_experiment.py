@@ -141,7 +141,12 @@ def test_a_reference_by_brute_force_agrees_with_enumeration():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [("--keep=4", "--keep=4 must be less than the 4 tokens"), ("--samples=1", "--samples must be at least 2")]
-    + [("--steps=0", "must be positive"), ("--tokens=0", "the 0 tokens"), ("--tokens=40", "")],
+    + [
+        ("--steps=0", "must be positive"),
+        ("--tokens=0", "the 0 tokens"),
+        ("--tokens=40", ""),
+        ("--seeds=", "--seeds: expected"),
+    ],
 )
 def test_errors_name_the_flag(flag, message, tmp_path, capsys):
     arguments = [f"--output={tmp_path}", *TINY, flag]

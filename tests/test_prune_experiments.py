@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import bench_prune, beside, beside_kvpress, beside_llmlingua, beside_selective, budget_exact
+from experiments import (
+    bench_prune,
+    bench_step,
+    beside,
+    beside_kvpress,
+    beside_llmlingua,
+    beside_selective,
+    budget_exact,
+    eviction_look,
+)
 from experiments.prompts import long_prompts
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.prompt import PrunedPrompt
@@ -18,6 +27,7 @@ from rcp.nn.transformer import Transformer, TransformerConfig
 from rcp.pretrained import hf
 from rcp.pretrained.tokenizer import PretrainedTokenizer, from_merges
 from rcp.types import UserError
+from tests.evaluate.own_data import ROOT
 from tests.infer.test_prompt import Letters
 from tests.tiny import VOCABULARY, Prompt, batch_of, tiny_model
 
@@ -181,3 +191,17 @@ def test_the_original_is_timed_in_its_own_dtype_and_judged_like_for_like(capsys)
     found = {name: ratio for name, ratio, _ in bench_prune.verdicts(bench_prune.report(seconds))}
     assert found["stand-alone over llmlingua"] == 0.2 and not any("text to text" in name for name in found)
     assert bench_prune.main(["--model=absent", "--batch=1"]) == 2 and "bench_prune: " in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    def absent(name: str) -> Path:
+        raise UserError(f"no model {name!r}")
+
+    monkeypatch.setattr(budget_exact, "locate", absent)
+    assert budget_exact.main(["--prompts=1"]) == 2
+    assert capsys.readouterr().err == "budget_exact: no model 'smollm2-135m-instruct'\n"
+    assert bench_step.main([f"--config={ROOT}/configs/chain.py"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("bench_step: ") and "has no frozen pretrained model to compare with" in err
+    assert eviction_look.main([f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"eviction_look: no config file {tmp_path}")
