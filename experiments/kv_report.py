@@ -147,7 +147,7 @@ def _cost(line: Line) -> str:
 
 LEGEND = (
     "Means a context. prune: scoring, selecting, gathering; kvzip's with its second reading. read: the context, once "
-    "for all rows (for those of a trained run once more) and with what any of them needs gathered, then question and "
-    "answer. MB: the arrays that hold what is "
-    "kept; their capacity is an eighth, a quarter, a half, three quarters or all of the context."
+    "for all rows that are measured together and with what any of them needs gathered, then question and answer; rows "
+    "measured at another time compare roughly. MB: the arrays that hold what is kept; their capacity is an eighth, a "
+    "quarter, a half, three quarters or all of the context."
 )
