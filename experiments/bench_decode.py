@@ -117,12 +117,17 @@ def earlier_cells(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings that a report in the folder holds.
 
     Raises:
-      UserError: it is of another model, policy, number of tokens or of other sides.
+      UserError: it is damaged, or of another model, policy, number of tokens or of other sides.
     """
     path = folder / FILE
     if not path.exists():
         return []
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"{path}: not JSON ({error}); remove it, or choose another --output") from error
+    if not isinstance(earlier, dict) or not isinstance(earlier.get("cells"), list):
+        raise UserError(f"{path}: not a report of this script; remove it, or choose another --output")
     if differs := [name for name in report if name != "cells" and report[name] != earlier.get(name)]:
         raise UserError(f"{path} is of a run of another {' and '.join(differs)}: choose another --output")
     return earlier["cells"]
@@ -135,9 +140,11 @@ def with_cell(cells: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict
 
 
 def write(folder: Path, report: dict[str, Any]) -> None:
-    """The files of a report."""
+    """The files of a report; what holds the cells is written whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial = (folder / FILE).with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / FILE)
     (folder / "bench_decode.md").write_text(markdown(report), encoding="utf-8")
     figure(folder / "bench_decode.png", report)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers, words
 from experiments.reasoning_families import reader_of
 from experiments.ruler import DATASETS, config_of
@@ -35,7 +36,6 @@ from rcp.types import Batch, Role, UserError
 SHORT = (48, 64, 96, 128, 192, 256, 384)
 """Static lengths of prompts without most of their context."""
 Read = Callable[[Batch, np.ndarray], tuple[np.ndarray, np.ndarray]]
-Cell = dict[str, Any]
 
 
 def masks_of(batch: Batch) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def configs_of(options: argparse.Namespace) -> Iterator[tuple[str, int, int, Con
 
 def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     """The cells asked for, those from the file `kept` first; new ones are added to it."""
-    stored = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.exists() else []
+    lines = CellLines(kept)
     ends = time.monotonic() + 60 * (options.budget_minutes if options.budget_minutes is not None else 1e9)
     model: Pretrained | None = None
     readers: dict[int, Read] = {}
@@ -87,17 +87,16 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     for task, tokens, seed, config in configs_of(options):
         identity = {"task": to_dict(config)["task"], "model": config.model.name, "dtype": options.dtype}
         identity |= {"questions": options.questions}
-        cell = next((cell for cell in stored if cell["identity"] == identity), None)
+        cell = next((cell for cell in lines.cells if cell["identity"] == identity), None)
         if cell is None and time.monotonic() < ends:
             model = model or load(config.model.name, dtype=options.dtype)
             subject: Subject = of_reader(config, model)
             lengths = [*(length for length in SHORT if length < tokens), tokens]
             readers.setdefault(tokens, reader_of(subject, lengths))
-            cell = {"name": task, "tokens": tokens, "seed": seed, "identity": identity}
             began = time.monotonic()
-            cell |= measure(subject.examples()[0], readers[tokens])
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cell) + "\n")
+            found = measure(subject.examples()[0], readers[tokens])
+            lines.add(identity, {"name": task, "tokens": tokens, "seed": seed, **found})
+            cell = lines.cells[-1]
             numbers = ", ".join(f"{name} {value:.2f}" for name, value in cell["exact"].items())
             took = time.monotonic() - began
             print(f"{task} {tokens} seed {seed}: {numbers} ({took:.0f} s)", file=sys.stderr, flush=True)

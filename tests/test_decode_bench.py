@@ -103,3 +103,24 @@ def test_policies_that_cannot_be_timed_are_refused(capsys):
             bench_decode.parse([f"--policy={policy}"])
         assert f"invalid choice: '{policy}'" in capsys.readouterr().err
     assert set(bench_decode.TIMED) == set(POLICIES) - {"random", "kvzip"}
+
+
+def test_a_report_is_written_whole_or_not_at_all_and_a_damaged_one_is_named(tmp_path, monkeypatch):
+    report = report_of()
+    bench_decode.write(tmp_path, report)
+    assert not list(tmp_path.glob("*.partial"))
+    path = tmp_path / bench_decode.FILE
+    whole = path.read_text()
+
+    def stopped(path, data, **_):
+        path.write_bytes(data[: len(data) // 2].encode())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(type(path), "write_text", stopped)
+        bench_decode.write(tmp_path, report_of(new=16))
+    assert path.read_text() == whole
+    for damaged, why in ((whole[:100], "not JSON"), ("[]", "not a report"), ('{"policy": "snapkv"}', "not a report")):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=rf"{path.name}: {why}.*; remove it, or choose another --output"):
+            bench_decode.earlier_cells(tmp_path, report)

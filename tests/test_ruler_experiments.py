@@ -108,6 +108,14 @@ def test_the_survey_goes_on_where_it_was_stopped(
     assert "passkey" not in (tmp_path / "ruler_reader.md").read_text()
     assert ruler_reader.main(["--datasets=singles", *flags]) == 2
     assert "unknown variant 'singles'" in capsys.readouterr().err
+    whole = (tmp_path / "cells.jsonl").read_text()
+    (tmp_path / "cells.jsonl").write_text(whole + '{"identity": {"ta')  # stopped while it wrote
+    assert ruler_reader.main(["--datasets=single", "--seeds=1", *flags]) == 0
+    assert "its last line is not whole" in capsys.readouterr().err
+    assert (tmp_path / "cells.jsonl").read_text() == whole
+    (tmp_path / "cells.jsonl").write_text('{"identity": {"ta\n' + whole)
+    assert ruler_reader.main(["--datasets=single", "--seeds=1", *flags]) == 2
+    assert "cells.jsonl, line 1: not JSON" in capsys.readouterr().err
 
 
 def test_the_survey_means_over_seeds() -> None:
