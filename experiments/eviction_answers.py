@@ -54,6 +54,8 @@ from rcp.types import UserError
 
 FULL, SHORTER = "full", "shorter"
 SINKS, WIDTHS, RESAMPLES = 4, 16, 1000
+BATCH = 8
+"""Contexts at a time where --batch-size does not say; rows that draw have another identity with any other number."""
 
 
 class Row(NamedTuple):
@@ -153,6 +155,13 @@ def measure(o: argparse.Namespace, row: Row, batches: Sequence[Prompts], budget:
     return shares | {"seconds": time.perf_counter() - start}
 
 
+def drawn_by(o: argparse.Namespace, row: Row) -> dict[str, int]:
+    """What decides a row's draws beside the rest of its identity: keys go by the batch and the place in it."""
+    size = min(o.batch_size, o.examples)
+    draws = row.eviction is not None and row.eviction.policy.draws
+    return {"batch_size": size} if draws and size != min(BATCH, o.examples) else {}
+
+
 def run(o: argparse.Namespace) -> str:
     """Measures what is missing; returns the tables in Markdown."""
     loaded = load(o.model, dtype=o.dtype)
@@ -168,6 +177,7 @@ def run(o: argparse.Namespace) -> str:
         for row in rows:
             for budget in budgets:
                 own = {"task": task, "row": row.name, "weights": row.weights, "eviction": described(row.eviction)}
+                own |= drawn_by(o, row)
                 identity = shared | own | {"budget": 1.0 if row.name == FULL else budget}
                 if identity not in lines:
                     batches = batches or prompts_of(o, loaded, task)
@@ -223,7 +233,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--chunk", type=int, default=128, help="tokens of a stream read at a time (default: %(default)s)")
     splits: tuple[Split, ...] = ("validation", "test")
     add("--split", choices=splits, default="validation", help="(default: %(default)s)")
-    add("--batch-size", type=int, default=8)
+    add("--batch-size", type=int, default=BATCH, help="contexts at a time (default: %(default)s)")
     add("--model", default="smollm2-135m-instruct", help="(default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: %(default)s)")
     add("--output", type=Path, default=Path("runs/eviction_answers"), help="(default: %(default)s)")

@@ -3,13 +3,14 @@
     python -m experiments.lossless [--keep=0.125,0.25,0.5 --gammas=4,8 --batch=10 --dtype=bfloat16]
     python -m experiments.lossless --batch=1 --prompts=10      # the same tables hold both
 
-Prompts are those of `SETS`: RULER-style tasks of configs/ruler.py and GSM8K worked examples, a question behind each;
-contexts are pruned before the question is read. A batch is read once; then greedy decoding behind the whole context
-and the settings run in turn on it, compiled before. What is measured goes into OUTPUT/cells.jsonl, a line a batch and
-setting, and is not measured again; --minutes=0 only draws. Where an output differs from greedy decoding, `margin` is
-how far apart the logits of the two tokens are at the first place that differs, by a third program that reads all up to
-there at once: below 0 it sides with the lossless output. Seconds are of decoding, the question's reading included, for
-a whole batch; "cpu" those of all cores together. "pruning" is timed apart and in neither.
+Prompts are those of `SETS`: RULER-style tasks of configs/ruler.py and GSM8K worked examples (facts, and called so,
+where its files are not found), a question behind each; contexts are pruned before the question is read. A batch is read
+once; then greedy decoding behind the whole context and the settings run in turn on it, compiled before. What is
+measured goes into OUTPUT/cells.jsonl, a line a batch and setting, and is not measured again; --minutes=0 only draws.
+Where an output differs from greedy decoding, `margin` is how far apart the logits of the two tokens are at the first
+place that differs, by a third program that reads all up to there at once: below 0 it sides with the lossless output.
+Seconds are of decoding, the question's reading included, for a whole batch; "cpu" those of all cores together.
+"pruning" is timed apart and in neither.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from flax import nnx
 from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers, numbers, words
 from experiments.lossless_report import write_report
-from experiments.prompts import long_prompts
+from experiments.prompts import GSM8K, long_prompts, source_of
 from experiments.ruler import config_of
 from rcp.data.pack import encode
 from rcp.data.tasks.base import examples_of
@@ -82,19 +83,23 @@ class Prompts:
 
 
 def prompts_of(tokenizer: Tokenizer, count: int, rows: int) -> Iterator[Prompts]:
-    """`count` prompts in batches, from all tasks in turn, so that the first few stand for all."""
+    """`count` prompts in batches, from all tasks in turn, so that the first few stand for all.
+
+    Prompts of facts, where GSM8K's files are not found, are not called after it.
+    """
     parts: list[list[Prompts]] = []
     for task, tokens, share in SETS:
         wanted = max(1, round(share * count))
+        name = source_of(wanted, tokens) if task == GSM8K else task
         found = [_ids(example, tokenizer) for example in _examples(task, tokens, tokenizer, wanted)]
         starts = range(0, wanted, rows)
-        parts.append([Prompts(task, tokens, n, tuple(found[at : at + rows])) for n, at in enumerate(starts)])
+        parts.append([Prompts(name, tokens, n, tuple(found[at : at + rows])) for n, at in enumerate(starts)])
     for number in range(max(map(len, parts))):
         yield from (part[number] for part in parts if number < len(part))
 
 
 def _examples(task: str, tokens: int, tokenizer: Tokenizer, count: int) -> Sequence[Example]:
-    if task == "gsm8k":
+    if task == GSM8K:
         return long_prompts(tokenizer, count, tokens)
     return examples_of(make_task(config_of(task, tokens)), tokenizer, "validation", count)
 

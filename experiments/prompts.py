@@ -6,11 +6,14 @@ task facts, which needs none.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from rcp.data.tasks.facts import Facts
 from rcp.data.tasks.word_problems import Gsm8k
 from rcp.types import Example, Tokenizer, UserError
+
+GSM8K, FACTS = "gsm8k", "facts"
 
 
 def long_prompts(tokenizer: Tokenizer, count: int, tokens: int) -> list[Example]:
@@ -18,18 +21,26 @@ def long_prompts(tokenizer: Tokenizer, count: int, tokens: int) -> list[Example]
 
     Every segment ends with a blank line, so that the context as one text has the same segments.
     """
-    sources = _gsm8k(count, tokens) or _facts(count, tokens)
+    try:
+        sources = _gsm8k(count, tokens)
+    except UserError as error:
+        print(f"GSM8K is not used ({error}): prompts are made of facts", file=sys.stderr)
+        sources = _facts(count, tokens)
     return [_filled(example, tokenizer, tokens) for example in sources]
+
+
+def source_of(count: int, tokens: int) -> str:
+    """What `long_prompts` makes these prompts of: `GSM8K` or `FACTS`."""
+    try:
+        _gsm8k(count, tokens)
+    except UserError:
+        return FACTS
+    return GSM8K
 
 
 def _gsm8k(count: int, tokens: int) -> list[Example]:
     """With more shots than fit: the shortest have about 50 tokens."""
-    try:
-        examples = list(Gsm8k(shots=max(2, tokens // 50)).examples("train", count))
-    except UserError as error:
-        print(f"GSM8K is not used ({error}): prompts are made of facts")
-        return []
-    return examples
+    return list(Gsm8k(shots=max(2, tokens // 50)).examples("train", count))
 
 
 def _facts(count: int, tokens: int) -> list[Example]:

@@ -4,13 +4,13 @@
     python -m experiments.streaming --lengths=16384 --positions=original --sinks=0      # the same tables hold all
     python -m experiments.streaming --decode --lengths=1024,4096        # decoded behind the text's first 1,024 tokens
 
-Worked examples of GSM8K's training rows one behind the other (or --text=FILE) are read chunk by chunk as
-`rcp.eviction.stream` does; a head keeps --size entries. Every length is a process of its own, so that its peak memory
-is its own; the peak is that after the first chunk, when the model is there and the program compiled. With original
-positions a text longer than the model's positions goes where the model never was; repacked, positions are those within
-the cache. Seconds are of reading, evicting and the next tokens' likelihood, or of decoding greedily, whatever comes,
-and evicting (`rcp.infer.stream`); compiling is not counted. What is measured goes into OUTPUT/cells.jsonl and is not
-measured again; --minutes=0 only draws.
+Worked examples of GSM8K's training rows one behind the other (or --text=FILE; where GSM8K's files are not found, facts,
+which are cells of their own) are read chunk by chunk as `rcp.eviction.stream` does; a head keeps --size entries. Every
+length is a process of its own, so that its peak memory is its own; the peak is that after the first chunk, when the
+model is there and the program compiled. With original positions a text longer than the model's positions goes where the
+model never was; repacked, positions are those within the cache. Seconds are of reading, evicting and the next tokens'
+likelihood, or of decoding greedily, whatever comes, and evicting (`rcp.infer.stream`); compiling is not counted. What
+is measured goes into OUTPUT/cells.jsonl and is not measured again; --minutes=0 only draws.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from flax import nnx
 
 from experiments.cell_lines import Cell, CellLines
 from experiments.grid import integers
-from experiments.prompts import long_prompts
+from experiments.prompts import FACTS, GSM8K, long_prompts, source_of
 from experiments.streaming_report import SPAN, write_report
 from rcp.eviction import POLICIES, STREAMING, stream
 from rcp.eviction.position import SinksWindow
@@ -78,8 +78,7 @@ def text_of(tokenizer: Tokenizer, tokens: int, file: Path | None) -> np.ndarray:
       UserError: a file that cannot be read, or a text that is too short.
     """
     if file is None:
-        # The same text whatever its length, and some more of it, since its question is left out.
-        (example,) = long_prompts(tokenizer, 1, max(tokens, LONGEST) + 512)
+        (example,) = long_prompts(tokenizer, 1, _asked(tokens))
         ids = [token for segment in example.context for token in tokenizer.encode(segment)]
     else:
         try:
@@ -89,6 +88,18 @@ def text_of(tokenizer: Tokenizer, tokens: int, file: Path | None) -> np.ndarray:
     if len(ids) < tokens:
         raise UserError(f"the text has {len(ids)} tokens: expected {tokens} at least")
     return np.asarray(ids[:tokens], np.int32)
+
+
+def text_name(tokens: int, file: Path | None) -> str:
+    """What the first `tokens` ids are of, in a cell's identity."""
+    if file is not None:
+        return str(file.resolve())
+    return "worked examples" if source_of(1, _asked(tokens)) == GSM8K else FACTS
+
+
+def _asked(tokens: int) -> int:
+    """The same text whatever its length, and some more of it, since its question is left out."""
+    return max(tokens, LONGEST) + 512
 
 
 def resident(reset: bool = False) -> int | None:
@@ -187,12 +198,13 @@ def run(options: argparse.Namespace, kept: Path) -> list[Cell]:
     lines = CellLines(kept)
     ends = time.monotonic() + 60 * options.minutes
     keys = ("policy", "positions", "sinks", "size", "chunk", "model", "dtype")
-    text = str(options.text.resolve()) if options.text else "worked examples"
-    shared = {key: getattr(options, key) for key in keys} | {"text": text}
-    shared |= {"decode": True} if options.decode else {}
+    shared = {key: getattr(options, key) for key in keys}
     for length in options.lengths:
-        identity = shared | {"length": length}
-        if identity in lines or time.monotonic() >= ends:
+        if time.monotonic() >= ends:
+            break
+        text = text_name(SPAN if options.decode else length, options.text)
+        identity = shared | {"text": text} | ({"decode": True} if options.decode else {}) | {"length": length}
+        if identity in lines:
             continue
         flags = [f"--{key}={getattr(options, key)}" for key in (*keys, *(("text",) if options.text else ()))]
         flags += ["--decode"] if options.decode else []

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import eviction_answers, lossless, lossless_report, streaming, streaming_report
+from experiments import eviction_answers, lossless, lossless_report, prompts, streaming, streaming_report
 from rcp.eviction import KeyDiff
 from rcp.eviction.position import SinksWindow
 from rcp.eviction.prompt import Eviction
 from rcp.infer.trained_eviction import TrainedEviction
 from rcp.pretrained import load
 from tests.evaluate.own_data import tiny_model as tiny_folder
+from tests.infer.test_prompt import Letters
 from tests.tiny import VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.lax
@@ -45,6 +46,7 @@ def test_lossless_is_measured_once_and_drawn_from_its_cells(folder, tmp_path, mo
     monkeypatch.setattr(lossless, "measure", lambda *_: pytest.fail("measured again"))
     assert lossless.main(flags) == 0 == lossless.main([*flags, "--minutes=0"])
     assert (tmp_path / "cells.jsonl").read_text() == cells and len(cells.splitlines()) == 4
+    assert {json.loads(cell)["identity"]["task"] for cell in cells.splitlines()} == {"facts"}
     assert lossless.main([*flags, "--policies=snap"]) == 2 and "expected some of" in capsys.readouterr().err
 
 
@@ -156,6 +158,33 @@ def test_streams_are_named_by_all_that_differs(tmp_path):
     assert names({}, {"text": "/b/text.txt"})[1] == f"{base}, /b/text.txt"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_prompts_of_facts_are_no_cells_of_gsm8k(there, tmp_path, monkeypatch, capsys):
+    """The names that cells of GSM8K have are those of the cells that are committed."""
+    monkeypatch.setenv("RCP_DATA_DIR", str(tmp_path))
+    if there:
+        monkeypatch.setattr(prompts, "_gsm8k", prompts._facts)
+    assert len(streaming.text_of(Letters(), 1024, None)) == 1024
+    said = capsys.readouterr()
+    assert ("made of facts" in said.err) is not there and not said.out  # a child's stdout is its numbers
+    monkeypatch.setattr(lossless, "SETS", (("gsm8k", 220, 1.0),))
+    (batch,) = lossless.prompts_of(Letters(), 2, 2)
+    assert batch.task == ("gsm8k" if there else "facts") and len(batch.rows) == 2
+    made = SimpleNamespace(returncode=0, stdout='{"nll": [1.5]}\n')
+    monkeypatch.setattr(streaming, "subprocess", SimpleNamespace(run=lambda *_, **__: made, PIPE=None))
+    monkeypatch.setattr(streaming, "write_report", lambda cells, _: "")
+    for flags in (["--lengths=1024"], ["--lengths=2048", "--decode"]):
+        assert streaming.main([*flags, f"--output={tmp_path}"]) == 0
+    (tmp_path / "text").touch()
+    assert streaming.main(["--lengths=1024", f"--text={tmp_path / 'text'}", f"--output={tmp_path}"]) == 0
+    cells = [json.loads(line)["identity"] for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    name = "worked examples" if there else "facts"
+    assert [cell["text"] for cell in cells] == [name, name, str(tmp_path / "text")]
+    published = Path(streaming.__file__).parent / "results" / "streaming" / "cells.jsonl"
+    identity = json.loads(published.read_text().splitlines()[0])["identity"]
+    assert (identity | {"length": 1024} == cells[0]) is there
+
+
 def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path, monkeypatch, capsys):
     """Where all is kept every row answers as the whole cache does; a run's own model answers in its row alone."""
 
@@ -171,6 +200,8 @@ def test_answers_of_runs_are_measured_once_at_once_and_streamed(folder, tmp_path
     assert eviction_answers.main([*flags, rows, "--rates=1,.25"]) == 0
     assert eviction_answers.main([*flags, "--rows=full,sinks_window,runs/scorer", "--stream=352"]) == 0
     cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    drawn = {cell["identity"]["row"]: cell["identity"].get("batch_size") for cell in cells}
+    assert {row for row, size in drawn.items() if size} == {"random"} and drawn["random"] == 2
     found = {(cell["identity"]["row"], cell["identity"]["budget"], cell["identity"]["stream"]): cell for cell in cells}
     full = found["full", 1.0, 0]["nll"]
     assert len(cells) == 6 * 2 - 1 + 3 and len(full) == 3

@@ -20,7 +20,7 @@ from experiments import (
     budget_exact,
     eviction_look,
 )
-from experiments.prompts import long_prompts
+from experiments.prompts import long_prompts, source_of
 from rcp.data.tasks.jsonl import split_segments
 from rcp.infer.prompt import PrunedPrompt
 from rcp.nn.transformer import Transformer, TransformerConfig
@@ -54,7 +54,8 @@ def word_tokenizer() -> PretrainedTokenizer:
 
 def test_prompts_have_the_tokens_asked_for_and_their_segments_survive_as_text(no_data, capsys):
     examples = long_prompts(Letters(), 3, 700)
-    assert "made of facts" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "made of facts" in said.err and not said.out and source_of(3, 700) == "facts"
     for example in examples:
         total = len(Letters().encode("".join(example.context) + example.question))
         assert 690 <= total <= 700
