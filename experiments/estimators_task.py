@@ -26,6 +26,7 @@ from experiments.json_cell import cell
 from rcp import sampling
 from rcp.config import Config
 from rcp.config_file import load_config
+from rcp.config_saved import fingerprint
 from rcp.data.pipeline import TrainPipeline, eval_batches
 from rcp.evaluate.tables import bootstrap_means, interval
 from rcp.nn import pruner
@@ -55,7 +56,7 @@ class Task(NamedTuple):
 
 
 def task_of(path: str, folder: Path) -> Task:
-    """Trains the reader of a from-scratch config in `folder`, or takes the one that is there.
+    """Trains the reader of a from-scratch config in a folder of its own in `folder`, or takes the one that is there.
 
     Raises:
       UserError: a config of a published model.
@@ -66,9 +67,20 @@ def task_of(path: str, folder: Path) -> Task:
     config = replace(config, train=replace(config.train, steps=1))
     built = build(config)
     reader, last = built.stages[0], built.stages[-1]
-    trained = run([reader], config, folder).state.params["model"]
+    trained = run([reader], config, folder / f"reader-{fingerprint(config)}").state.params["model"]
     scorer = {"pruner": last.init_state(None).params["pruner"]}
     return Task(config, built, *jax.device_put((trained, scorer)))
+
+
+def described(path: str, config: Config) -> dict[str, Any]:
+    """What of a cell's settings is the config's: its file and variant, and what decides the numbers."""
+    file, _, variant = Path(path).name.partition(":")
+    return {
+        "config": Path(file).stem + (f":{variant}" if variant else ""),
+        "fingerprint": fingerprint(config),
+        "examples": config.eval.examples,
+        "batch_size": config.eval.batch_size,  # a batch's random scores are drawn from one key
+    }
 
 
 def kept_segments(batch: Batch) -> Int[Array, " batch"]:
@@ -174,13 +186,13 @@ def task_rows(
     variants: dict[str, dict[str, Any]], folder: Path, path: str, steps: int, samples: int, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A row a reference or estimator and seed, each in a cell under `folder`; computes those that are missing."""
-    task = task_of(path, folder / "reader")
+    task = task_of(path, folder)
     rows = []
     for seed in seeds:
         for label in (*REFERENCES, *variants):
             chosen = variants.get(label, {})
             work = {"steps": steps, "samples": samples, **chosen} if chosen else {}
-            settings = {"config": Path(path).stem, "seed": seed, "rate": RATE, **work}
+            settings = {**described(path, task.config), "seed": seed, "rate": RATE, **work}
             compute = partial(trained, task, seed, **work) if chosen else partial(reference, task, label, seed)
             values = cell(folder / f"seed{seed}" / f"{label.replace(' ', '_')}.json", settings, compute)
             kind = ESTIMATORS[chosen["name"]]._asdict() if chosen else {}

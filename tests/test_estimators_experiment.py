@@ -14,6 +14,7 @@ import pytest
 
 from experiments import estimators, estimators_task
 from experiments.estimators_problem import Problem, enumerated
+from rcp.config_file import load_config
 from rcp.data.pipeline import eval_batches
 from tests.evaluate.own_data import ROOT
 from tests.sampling import enumeration as exact
@@ -67,7 +68,7 @@ def test_writes_the_report_and_resumes_cell_by_cell(three, tmp_path: Path, capsy
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[estimators_task.Task, Path]:
-    """That of configs/smoke.py, and the folder of its reader."""
+    """That of configs/smoke.py, and the folder that has its reader."""
     folder = tmp_path_factory.mktemp("task")
     return estimators_task.task_of(f"{ROOT}/configs/smoke.py", folder), folder
 
@@ -80,7 +81,8 @@ def test_the_end_task_is_trained_under_each_estimator(
 ):
     kinds = {name: estimators.ESTIMATORS[name] for name in ("reinforce-loo", "relaxed-threshold")}
     monkeypatch.setattr(estimators, "ESTIMATORS", kinds)
-    shutil.copytree(trained[1], tmp_path / "cells" / "task" / "reader")
+    (reader,) = trained[1].glob("reader-*")
+    shutil.copytree(trained[1], tmp_path / "cells" / "task")
     config = f"--task-config={ROOT}/configs/smoke.py"
     arguments = [f"--output={tmp_path}", *TINY, config, "--task-steps=3", "--task-samples=2", "--task-seeds=0"]
     assert estimators.main(arguments) == 0
@@ -98,8 +100,38 @@ def test_the_end_task_is_trained_under_each_estimator(
 
     assert estimators.main(arguments) == 0  # the reader is not trained again, nor anything else
     assert capsys.readouterr() == (first.out, "")
+    kinds.pop("relaxed-threshold")  # each costs seconds of compilation
+    other = tmp_path / "smoke.py"
+    lines = ["import runpy", "def get_config():", f"    c = runpy.run_path('{ROOT}/configs/smoke.py')['get_config']()"]
+    other.write_text("\n".join([*lines, "    c.eval.examples = 16", "    return c", ""]))
+    assert estimators.main([f"--task-config={other}" if flag == config else flag for flag in arguments]) == 0
+    again = capsys.readouterr()
+    assert "n = 16" in again.out and again.err.count(" s\n") == 3  # every cell anew
+    assert [path.name for path in (tmp_path / "cells" / "task").glob("reader*")] == [reader.name]  # by the same reader
     assert estimators.main([f"--output={tmp_path}", *TINY, f"--task-config={ROOT}/configs/facts.py"]) == 2
     assert "expected a config of a model from scratch, not smollm2" in capsys.readouterr().err
+
+
+def test_a_config_is_known_by_what_it_says_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    paths = [f"{ROOT}/configs/chain.py:rl", f"{ROOT}/configs/chain.py:supervised", f"{tmp_path}/chain.py:rl"]
+    source = Path(f"{ROOT}/configs/chain.py").read_text()
+    (tmp_path / "chain.py").write_text(source.replace('"depth": 3', '"depth": 2'))
+    found = [estimators_task.described(path, load_config(path)) for path in paths]
+    assert [one["config"] for one in found] == ["chain:rl", "chain:supervised", "chain:rl"]
+    assert len({one["fingerprint"] for one in found}) == 3
+    larger = load_config(paths[0], ["eval.examples=7", "eval.batch_size=5"])
+    assert estimators_task.described(paths[0], larger) == found[0] | {"examples": 7, "batch_size": 5}
+    folders = []
+
+    def stopped(stages, config, folder):
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimators_task, "run", stopped)
+    for path in paths:
+        with pytest.raises(KeyboardInterrupt):
+            estimators_task.task_of(path, tmp_path)
+    assert folders == [tmp_path / f"reader-{one['fingerprint']}" for one in found]
 
 
 def test_the_gradient_of_the_end_task_is_that_of_the_expected_reward(trained: tuple[estimators_task.Task, Path]):
