@@ -32,6 +32,7 @@ from experiments.beside_transformers import Other, llama_cpp, transformers
 from experiments.decode_report import figure, markdown
 from experiments.decode_runs import Ours
 from experiments.grid import integers, numbers, words
+from experiments.json_cell import write_whole
 from experiments.machine import measured
 from experiments.prompts import long_prompts
 from rcp.eviction import POLICIES
@@ -141,10 +142,7 @@ def with_cell(cells: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """The files of a report; what holds the cells is written whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = (folder / FILE).with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    write_whole(folder / FILE, report)
     (folder / "bench_decode.md").write_text(markdown(report), encoding="utf-8")
     figure(folder / "bench_decode.png", report)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +20,14 @@ def cell(path: Path, settings: Mapping[str, Any], compute: Callable[[], dict[str
         pass  # missing, partial or not ours: computed anew
     start = time.perf_counter()
     values = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps({"settings": settings, "values": values}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial_path, path)
+    write_whole(path, {"settings": settings, "values": values})
     print(f"{path.parent.name} {path.stem}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return values
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Writes JSON to `path`, whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

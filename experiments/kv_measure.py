@@ -50,6 +50,7 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
         loaded = loaded_reader(setting.reader, setting.dtype)
         subject = of_reader(config_of(setting, work.methods[0], ["full"], work.seed), loaded)
         contexts, asking = prompts_of(setting, subject, work.seed)
+        swept = make_budgets([batches[0] for batches in contexts], setting.keep_rates, setting.keep_tokens)
     except UserError as error:
         yield from (_as_stored(setting, method, paths[method.name], error) for method in work.methods)
         return
@@ -65,7 +66,6 @@ def measure_caches(setting: Any, work: Work, options: argparse.Namespace, clock:
     cells = {name: open_cell(paths[name], identity(setting, row, loaded, work.seed)) for name, row in rows.items()}
     methods = [method for method in work.methods if method.name in rows]
     names = [digest(batches[0]) for batches in contexts]
-    swept = make_budgets([batches[0] for batches in contexts], setting.keep_rates, setting.keep_tokens)
     budgets = {method.name: [Budget(float(method.single))] if method.single else swept for method in methods}
     try:
         _measure(partial(CacheBench, loaded, asking=asking), rows, contexts, cells, names, budgets, clock)
@@ -171,9 +171,14 @@ def prompts_of(setting: CacheSetting, subject: Subject, seed: int) -> tuple[list
 
     All static lengths are those of the setting, but for that of question and answer and where a prompt is longer: more
     examples leave the batches that are there as they are.
+
+    Raises:
+      UserError: no context of the number `setting.first`.
     """
     encoded, tokenizer = subject.encoded(), subject.tokenizer
     numbers = range(setting.first, len(encoded))
+    if not numbers:
+        raise UserError(f"--first={setting.first}: {setting.title} has {len(encoded)} contexts")
     asked = {i: _questions(setting, subject, encoded.examples[i], i) for i in numbers}
     rows: list[list[tuple[EncodedExample, bool]]] = [[(encoded[i], True) for i in asked]]
     for turn in range(1, max(map(len, asked.values()))):

@@ -21,6 +21,7 @@ from rcp.config import METHODS
 from rcp.evaluate.budgets import make_budgets
 from rcp.evaluate.cells import Cell, Piece, digest, open_cell, read_cell
 from rcp.evaluate.run import measure, policies_of
+from rcp.nn.layout import context_tokens
 from rcp.policies import POLICIES
 from rcp.types import Batch, Role, UserError
 
@@ -234,8 +235,9 @@ def examples_of(batches: Sequence[Batch]) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for batch in batches:
         real = np.asarray(batch.weight) > 0
-        context, answer = ((np.asarray(batch.role) == role).sum(axis=1)[real] for role in (Role.CONTEXT, Role.ANSWER))
-        found |= dict(zip(np.asarray(batch.index)[real].tolist(), zip(context.tolist(), answer.tolist(), strict=True)))
+        answer = np.maximum((np.asarray(batch.role) == Role.ANSWER).sum(axis=1), 1)  # as pieces count it
+        rows = (np.asarray(values)[real].tolist() for values in (batch.index, context_tokens(batch), answer))
+        found |= {index: (context, own) for index, context, own in zip(*rows, strict=True)}
     return found
 
 

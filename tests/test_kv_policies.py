@@ -9,6 +9,8 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +178,14 @@ def test_one_pruned_context_answers_several_questions(whole: Part, reader: Path,
     assert "one question a context" in several.rows[1].needs
     anew = part(setting(reader, questions=2, examples=BATCH, keep_rates=(1.0,)), tmp_path, "shorter")
     np.testing.assert_allclose(full.nll, columns(anew, "shorter")["1"].nll, rtol=1e-4)
+
+
+def test_what_a_setting_cannot_be_measured_with_does_not_end_the_table(reader: Path, tmp_path: Path) -> None:
+    (row,) = part(setting(reader, keep_rates=(), keep_tokens=(4096, 8192)), tmp_path, "random").rows
+    assert "4096 and 8192 both keep 1 of these contexts" in row.needs and not row.columns
+    few: Any = SimpleNamespace(encoded=lambda: ["a window"] * 3, tokenizer=None)  # a text ends
+    with pytest.raises(UserError, match="--first=9: mine has 3 contexts"):
+        kv_measure.prompts_of(setting(reader, first=9), few, 0)
 
 
 def test_answers_can_be_decoded(reader: Path, tmp_path: Path) -> None:
