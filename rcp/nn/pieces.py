@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from rcp.nn.layout import first_tokens, prompt_lengths, segment_lengths
+from rcp.nn.each_segment import each_segment
+from rcp.nn.layout import first_tokens, prompt_lengths
 from rcp.nn.lengths import doubled, of_own_length
 from rcp.nn.pruner import compact
 from rcp.types import Batch, Role
@@ -33,21 +34,15 @@ def mean_states(
 def piece_states(model: Any, batch: Batch, layer: int, length: int | None = None) -> Float[Array, "batch pieces dim"]:
     """Of every segment of the prompts and, last, of the question.
 
-    One segment of all examples is read at a time, so that memory does not grow with their number: of every example its
-    shortest first, so that those read together are about as long.
-
     Args:
       length: static, holds the longest segment and question; None for whatever a prompt can hold.
     """
     whole = batch.role.shape[1] if length is None else length
 
-    def states(_: None, pieces: Batch) -> Float[Array, "batch dim"]:
+    def states(pieces: Batch) -> Float[Array, "batch dim"]:
         return mean_states(model, pieces.tokens, prompt_lengths(pieces), layer)
 
-    def state(inside: Bool[Array, "batch tokens"]) -> Float[Array, "batch dim"]:
-        return of_own_length(states, doubled)(None, compact(batch, inside, whole))
-
-    order = jnp.argsort(segment_lengths(batch), axis=1).astype(jnp.int32)
-    found = jax.lax.map(lambda number: state(batch.segment == number[:, None]), order.T)
-    segments = jnp.take_along_axis(jnp.moveaxis(found, 0, 1), jnp.argsort(order, axis=1)[..., None], axis=1)
-    return jnp.concatenate([segments, state(batch.role == Role.QUESTION)[:, None]], axis=1)
+    segments = each_segment(states, lambda inside: inside, batch, whole, doubled)
+    question = compact(batch, batch.role == Role.QUESTION, whole)
+    question = of_own_length(lambda _, pieces: states(pieces), doubled)(None, question)
+    return jnp.concatenate([segments, question[:, None]], axis=1)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from rcp.nn.each_segment import each_segment
 from rcp.nn.layout import in_context, places
-from rcp.nn.pruner import Scores, compact
+from rcp.nn.pruner import Scores
 from rcp.nn.scorer import question_first
 from rcp.policies.base import ReaderPolicy, spread_segments
 from rcp.policies.perplexity import self_information
@@ -39,12 +39,12 @@ def _in_this_order(batch: Batch, order: Array) -> Batch:
     return batch._replace(**{name: jnp.take_along_axis(getattr(batch, name), order, axis=1) for name in names})
 
 
-def _of_tokens(rows: Float[Array, "segments batch row"], batch: Batch, first: Array) -> Float[Array, "batch tokens"]:
+def _of_tokens(rows: Float[Array, "batch segments row"], batch: Batch, first: Array) -> Float[Array, "batch tokens"]:
     """Each context token's value, from rows that hold its segment from place `first` [batch] on; 0 elsewhere."""
-    by_example = jnp.moveaxis(rows, 0, 1).reshape(rows.shape[1], -1)
     place = jnp.minimum(places(batch) + first[:, None], rows.shape[2] - 1)
     index = jnp.maximum(batch.segment, 0) * rows.shape[2] + place
-    return jnp.where(in_context(batch), jnp.take_along_axis(by_example, index, axis=1), 0.0)
+    flat = rows.reshape(rows.shape[0], -1)
+    return jnp.where(in_context(batch), jnp.take_along_axis(flat, index, axis=1), 0.0)
 
 
 def _likelihood(pieces: Batch, information: Float[Array, "batch tokens"]) -> Float[Array, " batch"]:
@@ -61,29 +61,24 @@ def contrast(model: Any, batch: Batch, length: int, *, whole: bool = False) -> S
     alone, since the reader is causal; and the question and then the segment. Only the first where segments are kept
     `whole`: then tokens have the score of their segment.
     """
+
+    def read(pieces: Batch) -> tuple[Array, Array]:
+        information = self_information(model, pieces)
+        row = jnp.pad(information, ((0, 0), (0, length - information.shape[1])))
+        return row, _likelihood(pieces, information)
+
+    def beside_question(prompts: Batch) -> tuple[Array, Array]:
+        asks = prompts.role == Role.QUESTION
+        return each_segment(read, lambda inside: inside | asks, prompts, length)
+
+    alone, likely = beside_question(batch)
     if whole:
-
-        def read(pieces: Batch) -> Float[Array, " batch"]:
-            return _likelihood(pieces, self_information(model, pieces))
-
-        asks = jnp.asarray(batch.role) == Role.QUESTION
-        return spread_segments(each_segment(read, lambda inside: inside | asks, batch, length), batch)
+        return spread_segments(likely, batch)
     order, _ = question_first(batch)
-    turned = _in_this_order(batch, order)
-
-    def beside_question(prompts: Batch, number: Array) -> Batch:
-        return compact(prompts, (prompts.segment == number) | (prompts.role == Role.QUESTION), length)
-
-    def one(number: Array) -> tuple[Array, Array, Array]:
-        piece = beside_question(batch, number)
-        alone = self_information(model, piece)
-        return alone, self_information(model, beside_question(turned, number)), _likelihood(piece, alone)
-
-    numbers = jnp.arange(batch.support.shape[1], dtype=jnp.int32)
-    alone, asked, likely = jax.lax.map(one, numbers)
+    asked, _ = beside_question(_in_this_order(batch, order))
     size = jnp.sum(batch.role == Role.QUESTION, axis=1, dtype=jnp.int32)
     tokens = _of_tokens(alone, batch, jnp.zeros_like(size)) - _of_tokens(asked, batch, size)
-    return Scores(tokens=jnp.where(places(batch) == 0, 0.0, tokens), segments=likely.T)
+    return Scores(tokens=jnp.where(places(batch) == 0, 0.0, tokens), segments=likely)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
