@@ -123,21 +123,22 @@ def _part(
 ) -> Part:
     print(setting.heading, flush=True)
     columns: dict[str, dict[int, dict[str, list[Piece]]]] = {method.name: {} for method in methods}
-    needs: dict[str, list[str]] = {method.name: [] for method in methods}
+    needs: dict[str, dict[str, str]] = {method.name: {} for method in methods}  # by what is missing, of which seed
     devices: set[str] = set()
     for work in works(methods, options.seeds, together=isinstance(setting, CacheSetting)):
         for method, found, missing, device in measure_work(setting, work, options, clock):
             devices.update(device)
             if found:
                 columns[method.name][work.seed] = found
-            if missing and missing not in needs[method.name]:
-                needs[method.name].append(missing)
+            if missing:
+                seed = "" if work.seed == options.seeds[0] else f"seed {work.seed}: "
+                needs[method.name].setdefault(missing, seed + missing)
     rows = []
     for method in methods:
         seeds = alike(columns[method.name])
         keys = dict.fromkeys(key for found in seeds.values() for key in found)
         joined = {key: column_of([found[key] for found in seeds.values()]) for key in keys}
-        rows.append(Row(method, joined, tuple(seeds), "; ".join(needs[method.name])))
+        rows.append(Row(method, joined, tuple(seeds), "; ".join(needs[method.name].values())))
     return Part(setting, tuple(rows), tuple(sorted(devices)))
 
 

@@ -122,6 +122,7 @@ def test_what_cannot_be_measured_says_what_it_needs(world: World, part: Part) ->
     assert 'should be "budget" unless budget.granularity is "independent"' in row(part, "drawn").needs
     assert not any(row(part, name).columns for name in ("other", "older", "future", "fixed"))
     assert row(part, "ours").seeds == (0,) and "mine-" in row(part, "ours").needs, "the run of seed 1 is not there"
+    assert row(part, "ours").needs.startswith("seed 1: needs a trained run: ")
     away = world.part("--budget-minutes=0", names=("random",), reader="owner/nowhere")
     assert "owner/nowhere" in row(away, "random").needs
 
